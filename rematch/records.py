@@ -1,0 +1,128 @@
+"""Records: what was measured, as tidy Parquet, one row per metric of a match and seed.
+
+``results/<tier>/records/<paper>/<axis>/<contender>/<level>/<seeds>.parquet`` holds the records of one job, and
+``<seeds>.items.parquet`` beside it the per-item scores that paired statistics need. ``SCHEMA.md`` in the results folder
+documents every column; it is written from ``COLUMNS`` below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from rematch.errors import RematchError
+from rematch.schema import COLUMNS, ITEM_COLUMNS, SCHEMA_VERSION, VOLATILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TYPES = {"int16": pa.int16(), "int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+
+
+def schema(columns: dict[str, tuple[str, str]]) -> pa.Schema:
+    """The Arrow schema of records or items."""
+    return pa.schema([(name, _TYPES[kind]) for name, (kind, _) in columns.items()])
+
+
+def write_table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]], path: Path) -> None:
+    """Write rows as Parquet, whole or not at all.
+
+    Raises:
+        RematchError: the disk is full or the folder cannot be written.
+    """
+    table = pa.Table.from_pylist(rows, schema=schema(columns))
+    write_arrow(table, path)
+
+
+def write_arrow(table: pa.Table, path: Path) -> None:
+    """Write an Arrow table, whole or not at all (see ``write_table``)."""
+
+    def fill(temporary: Path) -> None:
+        pq.write_table(table, temporary, compression="zstd")
+
+    write_atomic(path, fill)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text, whole or not at all."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill`` write a temporary neighbour of ``path``, then put it in place in one step.
+
+    Raises:
+        RematchError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RematchError(
+                f"{path}: the disk is full; free some space and run again: what is finished is kept"
+            ) from error
+        raise RematchError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises:
+        RematchError: it is corrupt, or of another schema version.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RematchError(
+            f"{path}: not readable as Parquet; delete it and run again, only it is played again"
+        ) from error
+    if "schema_version" in table.column_names:
+        versions = set(table.column("schema_version").to_pylist())
+        if versions - {SCHEMA_VERSION}:
+            raise RematchError(
+                f"{path}: schema version {sorted(versions)}, this is {SCHEMA_VERSION}; delete it and run again"
+            )
+    return table
+
+
+def read_frame(paths: Iterable[Path], columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """Records or items of many files as one pandas frame, in the order of the paths."""
+    tables = [read_arrow(path).select(list(columns)) for path in paths]
+    return pa.concat_tables(tables or [schema(columns).empty_table()]).to_pandas()
+
+
+def items_path(records: Path) -> Path:
+    """Where the per-item scores of a records file lie."""
+    return records.with_suffix(".items.parquet")
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether a file begins and ends like Parquet (cheap: 8 bytes are read)."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            return False
+        file.seek(-4, os.SEEK_END)
+        return file.read(4) == b"PAR1"
+
+
+def schema_document() -> str:
+    """The documentation of the schema, as it lies in the results folder."""
+    lines = [f"# Records, schema version {SCHEMA_VERSION}", "", "One row per metric of a match and seed."]
+    lines += ["Columns that a clock or a machine decides: " + ", ".join(VOLATILE) + "; the others are bit-identical."]
+    for title, columns in (("Records: `<seeds>.parquet`", COLUMNS), ("Items: `<seeds>.items.parquet`", ITEM_COLUMNS)):
+        lines += ["", f"## {title}", "", "| column | type | what it holds |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {kind} | {text} |" for name, (kind, text) in columns.items()]
+    return "\n".join(lines) + "\n"

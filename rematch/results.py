@@ -1,0 +1,127 @@
+"""From records to verdicts and pages: what the rules ``judge``, ``page``, ``index`` and ``check`` do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rematch.plan import MatchRun, Plan
+from rematch.provenance import read_manifests
+from rematch.records import items_path, read_arrow, read_frame, write_arrow, write_text
+from rematch.report import PaperResults, render_index, render_paper
+from rematch.schema import COLUMNS, ITEM_COLUMNS
+from rematch.verdicts import ClaimResult, PairResult, judge_claims
+
+
+def folder_of(plan: Plan, paper: str) -> Path:
+    """Where a paper's gathered records and verdicts lie."""
+    return plan.results / "papers" / paper
+
+
+def gather(plan: Plan, paper: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Records and items of every match that the plan holds and that was played, in the plan's order."""
+    paths = [path for match in plan.matches(paper) if (path := plan.results / match.path).is_file()]
+    return read_frame(paths, COLUMNS), read_frame([items_path(path) for path in paths], ITEM_COLUMNS)
+
+
+def judge(plan: Plan, paper: str) -> None:
+    """Gather a paper's records, compute its verdicts, and write ``records.parquet``, ``items.parquet``, ``claims.json``."""
+    import pyarrow as pa
+
+    records, items = gather(plan, paper)
+    verdicts = plan.tier.verdicts
+    claims = judge_claims(
+        plan.cards[paper],
+        plan.tier_name,
+        records,
+        items,
+        confidence=plan.settings.config.confidence,
+        sized=verdicts == "size",
+        seeds_planned=plan.seeds(paper),
+    )
+    out = folder_of(plan, paper)
+    write_arrow(pa.Table.from_pandas(records, preserve_index=False), out / "records.parquet")
+    write_arrow(pa.Table.from_pandas(items, preserve_index=False), out / "items.parquet")
+    write_text(json.dumps([dataclasses.asdict(claim) for claim in claims], indent=1) + "\n", out / "claims.json")
+
+
+def read_claims(plan: Plan, paper: str) -> list[ClaimResult]:
+    """The verdicts of a paper, as ``judge`` left them; empty before that."""
+    path = folder_of(plan, paper) / "claims.json"
+    if not path.is_file():
+        return []
+    found = []
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        pairs = tuple(PairResult(**pair) for pair in entry.pop("pairs"))
+        worst = entry.pop("worst")
+        found.append(ClaimResult(**entry, pairs=pairs, worst=PairResult(**worst) if worst else None))
+    return found
+
+
+def paper_results(plan: Plan, paper: str) -> PaperResults:
+    """Everything that a paper's page shows."""
+    records = read_arrow(folder_of(plan, paper) / "records.parquet").to_pandas()
+    manifests = read_manifests(plan.results)
+    used = [manifests[run] for run in sorted(set(records["run"])) if run in manifests]
+    return PaperResults(
+        card=plan.cards[paper],
+        tier=plan.tier_name,
+        records=records,
+        claims=read_claims(plan, paper),
+        provenance=used,
+        job_costs=job_costs(plan, paper),
+    )
+
+
+def page(plan: Plan, paper: str) -> None:
+    """Render a paper's page, tables and plots."""
+    render_paper(paper_results(plan, paper), plan.reports)
+
+
+def index(plan: Plan) -> None:
+    """Render the front page over every paper that has been judged."""
+    judged = [paper for paper in plan.cards if (folder_of(plan, paper) / "claims.json").is_file()]
+    render_index([paper_results(plan, paper) for paper in judged], plan.reports, tier=plan.tier_name)
+
+
+def check(plan: Plan, paper: str) -> int:
+    """1 with a line on standard error for each required match that did not end well, else 0 and a mark for Snakemake."""
+    problems = []
+    for match in plan.required(paper):
+        path = plan.results / match.path
+        rows = read_arrow(path).select(["seed", "status", "reason", "log"]).to_pylist()
+        bad = {row["seed"]: row for row in rows if row["status"] in ("failed", "timeout")}
+        problems += [describe_failure(match, plan, row) for row in bad.values()]
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        print(
+            f"rematch: {paper}: {len(problems)} required matches failed; the report is complete without them. "
+            f"See {plan.reports / paper}.html, then: rematch retry-failed --tier {plan.tier_name}",
+            file=sys.stderr,
+        )
+        return 1
+    write_text("every required match was played\n", folder_of(plan, paper) / "checked")
+    return 0
+
+
+def describe_failure(match: MatchRun, plan: Plan, row: dict[str, Any]) -> str:
+    """One line on a failed match."""
+    return (
+        f"rematch: {match.cell} seed {row['seed']}: {row['status']}: {row['reason']} (log: {plan.results / row['log']})"
+    )
+
+
+def job_costs(plan: Plan, paper: str) -> pd.DataFrame:
+    """What every job of a paper cost, bases included: columns kind, name, run, wall_s, work_cpu_s, overhead_cpu_s."""
+    planned = [base.name for base in plan.bases(paper)] + [match.name for match in plan.matches(paper)]
+    found = []
+    for name in planned:
+        path = plan.results / "logs" / f"{name}.job.json"
+        if path.is_file():
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return pd.DataFrame(found, columns=["kind", "name", "run", "wall_s", "work_cpu_s", "overhead_cpu_s"])

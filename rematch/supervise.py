@@ -1,0 +1,108 @@
+"""A worker process under a hard time limit, and what it cost.
+
+Snakemake's local executor enforces no time limit, so the harness does: every seed is played in a forked process of its
+own, in its own process group, which is killed when its time is up. A worker that dies takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended. ``detail`` is one line for the status row."""
+
+    kind: Literal["ok", "error", "killed", "timeout"]
+    detail: str
+    wall_s: float
+    cpu_s: float
+
+
+def supervise(work: Callable[[], None], limit_s: float, log: Path) -> Exit:
+    """Run ``work`` in a forked process; its output goes to the end of ``log``.
+
+    Args:
+        work: what to do; it leaves its result in a file.
+        limit_s: wall seconds after which the process and everything it started are killed.
+        log: appended to.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _worker(work, log)
+    end = started + limit_s
+    while True:
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done or time.monotonic() > end:
+            break
+        time.sleep(min(0.02, limit_s / 10))
+    timed_out = not done
+    if timed_out:
+        kill_group(pid)
+        _, status, usage = os.wait4(pid, 0)
+    wall, cpu = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    if timed_out:
+        return Exit("timeout", f"over its limit of {limit_s:g} s", wall, cpu)
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return Exit("killed", f"the worker was killed by {name}{hint}", wall, cpu)
+    if os.WEXITSTATUS(status):
+        return Exit("error", _last_line(log), wall, cpu)
+    return Exit("ok", "", wall, cpu)
+
+
+def kill_group(pid: int) -> None:
+    """Kill a process and everything in its group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def die_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Have the kernel send ``signum`` when the parent dies (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signum)
+
+
+def _worker(work: Callable[[], None], log: Path) -> None:
+    """The child's life; never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "the worker ended without a word"
