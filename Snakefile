@@ -22,6 +22,7 @@ wildcard_constraints:
     paper="[a-z0-9_]+",
     base="[a-z0-9_]+",
     axis="[a-z_]+",
+    scope="[a-z_]+",
     contender="[a-z0-9_]+",
     level="[^/]+",
     share="[^/]+",

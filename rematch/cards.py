@@ -280,8 +280,8 @@ class Card:
 
     def axis(self, axis: str, tier: str) -> AxisSpec:
         """An axis as the tier plays it."""
-        whole: AxisSpec = self.spec.axes[axis]  # type: ignore[index]
-        narrow = self.at(tier).axes[axis]  # type: ignore[index]
+        whole: AxisSpec = self.spec.axes[axis]
+        narrow = self.at(tier).axes[axis]
         if narrow is None:
             return whole
         change: dict[str, Any] = {
@@ -428,6 +428,14 @@ def load_cards(root: Path, papers: list[str] | None = None) -> dict[str, Card]:
         if paper not in folders:
             raise unknown("paper", paper, folders, "config: papers")
     return {name: Card(folder, root) for name, folder in folders.items() if papers is None or name in papers}
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON schemas of the files that people write, for editors that complete and check while one types."""
+    from rematch.config import Config, Tier
+
+    models = {"card": CardFile, "config": Config, "tier": Tier}
+    return {f"config/schemas/{name}.schema.json": model.model_json_schema() for name, model in models.items()}
 
 
 def digest_of(value: Any) -> str:

@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     command("judge", "Gather a paper's records and compute its verdicts.", paper)
     command("page", "Render a paper's page, tables and plots from its judged records.", paper)
     command("index", "Render the front page over every paper that has been judged.")
-    command("check", "End non-zero when a required match of the paper failed.", paper)
+    command(
+        "check", "End non-zero when a required match of the paper failed.", paper, ("scope", "an axis, or 'all'")
+    )  # fmt: skip
     return top
 
 
@@ -107,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
         elif options.command == "index":
             results.index(plan)
         else:
-            return results.check(plan, options.paper)
+            return results.check(plan, options.paper, options.scope)
     return 0
 
 

@@ -21,6 +21,7 @@ from rematch.source import source_digest
 
 ANY_SHARE = "any"
 SHARED = "shared"
+EVERY_AXIS = "all"
 REPORT_MODULES = ("rematch.verdicts", "rematch.report")
 
 
@@ -258,7 +259,7 @@ class Plan:
                     "source": self._source(card.arena_module, entry.use.partition(":")[0]),
                     "bases": {name: self.base_digest(paper, name) for name in names},
                     "budget": spec.budget.model_dump() if spec.budget else None,
-                    "metrics": {name: [m.better, m.scale, m.unit] for name, m in metrics.items()},
+                    "metrics": {name: [m.better, m.scale, m.unit, m.measured] for name, m in metrics.items()},
                 }
             )
         return self._digests[key]
@@ -280,9 +281,10 @@ class Plan:
     def _source(self, *modules: str) -> str:
         return _cached_source(self.settings.root, modules)
 
-    def required(self, paper: str) -> Iterator[MatchRun]:
-        """The matches whose failure makes the run end non-zero."""
-        return (match for match in self.matches(paper) if self.axes(paper)[match.axis].required)
+    def required(self, paper: str, scope: str = EVERY_AXIS) -> Iterator[MatchRun]:
+        """The matches, on one axis or on all, whose failure makes the run end non-zero."""
+        matches = self.matches(paper, None if scope == EVERY_AXIS else scope)
+        return (match for match in matches if self.axes(paper)[match.axis].required)
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers."""

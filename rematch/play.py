@@ -251,7 +251,7 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
         rows.append(
             common
             | {"metric": m.metric, "slice": m.slice, "value": float(m.value), "n_items": len(scores)}
-            | {"direction": spec.better, "scale": spec.scale, "unit": spec.unit}
+            | {"direction": spec.better, "scale": spec.scale, "unit": spec.unit, "measured": spec.measured}
         )
         where = {name: common[name] for name in ("tier", "paper", "axis", "contender", "level", "seed")}
         where |= {"metric": m.metric, "slice": m.slice}
@@ -281,7 +281,7 @@ def _common(plan: Plan, match: MatchRun, seed: int, run: str) -> Row:
     return {
         "schema_version": SCHEMA_VERSION, "run": run, "tier": plan.tier_name, "paper": match.paper, "axis": match.axis,
         "contender": match.contender, "level": level_text(match.level), "seed": seed, "status": "ok", "reason": "",
-        "metric": "", "slice": "", "value": nan, "n_items": 0, "direction": "neither", "scale": "linear", "unit": "",
+        "metric": "", "slice": "", "value": nan, "n_items": 0, "direction": "neither", "scale": "linear", "unit": "", "measured": "exact",
         "flops": nan, "flops_target": nan, "flops_ratio": nan, "train_flops": nan, "samples_seen": 0, "tokens_seen": 0,
         "seconds": nan, "cpu_seconds": nan, "peak_memory_mb": nan, "data_hash": "",
         "digest": plan.match_digest(match.paper, match.axis, match.contender), "notes": "{}",

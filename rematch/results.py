@@ -89,10 +89,10 @@ def index(plan: Plan) -> None:
     render_index([paper_results(plan, paper) for paper in judged], plan.reports, tier=plan.tier_name)
 
 
-def check(plan: Plan, paper: str) -> int:
+def check(plan: Plan, paper: str, scope: str) -> int:
     """1 with a line on standard error for each required match that did not end well, else 0 and a mark for Snakemake."""
     problems = []
-    for match in plan.required(paper):
+    for match in plan.required(paper, scope):
         path = plan.results / match.path
         rows = read_arrow(path).select(["seed", "status", "reason", "log"]).to_pylist()
         bad = {row["seed"]: row for row in rows if row["status"] in ("failed", "timeout")}
@@ -105,7 +105,7 @@ def check(plan: Plan, paper: str) -> int:
             file=sys.stderr,
         )
         return 1
-    write_text("every required match was played\n", folder_of(plan, paper) / "checked")
+    write_text("every required match was played\n", folder_of(plan, paper) / "checks" / scope)
     return 0
 
 

@@ -23,6 +23,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "direction": ("string", "higher, lower or neither is better"),
     "scale": ("string", "linear, or log (compared as a log ratio)"),
     "unit": ("string", "unit of the value"),
+    "measured": ("string", "exact, or clock: read off the machine (seconds, memory), different in every run"),
     "flops": ("float64", "measured FLOPs of what the axis budgets, per item"),
     "flops_target": ("float64", "FLOPs that the budget allowed; NaN where the axis sets none"),
     "flops_ratio": ("float64", "flops / flops_target"),
@@ -38,7 +39,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "log": ("string", "path of the log, relative to the results folder"),
 }
 
-# Columns that a clock or a machine decides; all others are bit-identical from run to run.
+# Columns that a clock or a machine decides; all others are bit-identical from run to run, but for the values of metrics
+# that are `measured` by a clock.
 VOLATILE = ("run", "seconds", "cpu_seconds", "peak_memory_mb")
 
 ITEM_COLUMNS: dict[str, tuple[str, str]] = {

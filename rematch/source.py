@@ -61,18 +61,17 @@ def class_fields(root: Path, use: str, where: str) -> Fields:
 
 def class_literal(root: Path, module: str, name: str, attribute: str) -> tuple[str, ...]:
     """A class attribute that is a literal tuple of strings, read without importing."""
-    tree = _tree(_existing(root, module))
-    for node in _class(tree, name).body if _class(tree, name) else ():
-        target = (
-            node.target
-            if isinstance(node, ast.AnnAssign)
-            else node.targets[0]
-            if isinstance(node, ast.Assign)
-            else None
-        )
-        if isinstance(target, ast.Name) and target.id == attribute and node.value is not None:  # type: ignore[union-attr]
+    found = _class(_tree(_existing(root, module)), name)
+    for node in found.body if found else ():
+        if isinstance(node, ast.AnnAssign):
+            target: ast.expr = node.target
+        elif isinstance(node, ast.Assign):
+            target = node.targets[0]
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id == attribute and node.value is not None:
             try:
-                return tuple(ast.literal_eval(node.value))  # type: ignore[union-attr]
+                return tuple(ast.literal_eval(node.value))
             except ValueError:
                 break
     raise RematchError(f"{module.replace('.', '/')}.py: class {name} needs {attribute}, a literal tuple of strings")

@@ -12,7 +12,7 @@ from typing import Any
 from rematch.config import Settings, check_writable, load_settings
 from rematch.errors import RematchError
 from rematch.jobs import CONFIG, RUN
-from rematch.plan import BaseRun, MatchRun, Plan
+from rematch.plan import EVERY_AXIS, BaseRun, MatchRun, Plan
 
 SMOKE = "smoke"
 
@@ -61,8 +61,8 @@ class Workflow:
     def claims(self, tier: str, paper: str) -> str:
         return f"{self.results}/{tier}/papers/{paper}/claims.json"
 
-    def checked(self, tier: str, paper: str) -> str:
-        return f"{self.results}/{tier}/papers/{paper}/checked"
+    def checked(self, tier: str, paper: str, scope: str = EVERY_AXIS) -> str:
+        return f"{self.results}/{tier}/papers/{paper}/checks/{scope}"
 
     def final(self, tier: str) -> list[str]:
         """Everything that a whole tier is to leave: the index, every page, and every required match played."""
@@ -92,6 +92,12 @@ class Workflow:
 
     def paper_records(self, wildcards: Any) -> list[str]:
         return self.records(wildcards.tier, wildcards.paper)
+
+    def checked_after(self, wildcards: Any) -> list[str]:
+        """What must be there before a check: the records of the axis, or for all axes the page as well."""
+        if wildcards.scope != EVERY_AXIS:
+            return self.records(wildcards.tier, wildcards.paper, wildcards.scope)
+        return [*self.paper_records(wildcards), self.page(wildcards.tier, wildcards.paper)]
 
     def report_digest(self, wildcards: Any) -> str:
         return self.plan(wildcards.tier).report_digest(wildcards.paper)

@@ -66,17 +66,16 @@ rule index:
 
 
 # A failed match is a row in a table, and no reason to stop; a failed *required* match makes the whole run end non-zero.
+# The report comes first: it is complete, with `failed` where a number would be.
 rule check:
     input:
-        rematch.paper_records,
-        # The report comes first: it is complete, with `failed` where a number would be.
-        f"{rematch.reports}/{{tier}}/{{paper}}.html",
+        rematch.checked_after,
     output:
-        f"{PAPER}/checked",
+        f"{PAPER}/checks/{{scope}}",
     params:
         digest=rematch.report_digest,
     shell:
-        "{sys.executable} -m rematch check --tier {wildcards.tier} {wildcards.paper}"
+        "{sys.executable} -m rematch check --tier {wildcards.tier} {wildcards.paper} {wildcards.scope}"
 
 
 for paper in rematch.papers:
@@ -94,4 +93,4 @@ for paper in rematch.papers:
             name:
                 f"{paper}_{axis}"
             input:
-                rematch.records(rematch.tier, paper, axis),
+                rematch.checked(rematch.tier, paper, axis),

@@ -1,0 +1,40 @@
+# The two commands: `make all` plays every match at the mini tier, `make test` runs the test-suite.
+# CORES=4 TIER=smoke PYTHON=python3.11 can be given; PIP_ARGS goes to pip (an index, a proxy).
+
+PYTHON ?= python3
+CORES ?= all
+TIER ?= mini
+PIP_ARGS ?=
+
+BIN := .venv/bin
+
+.PHONY: all test benchmark lint clean
+
+all: .venv/installed
+	@code=0; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --config tier=$(TIER) -- all || code=$$?; \
+	$(BIN)/rematch claims --tier $(TIER) || true; \
+	$(BIN)/rematch status --tier $(TIER) || true; \
+	echo "Report: $(CURDIR)/reports/$(TIER)/index.html"; \
+	exit $$code
+
+test: .venv/installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+benchmark: .venv/installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/benchmarks -m benchmark
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflows
+
+clean:
+	rm -rf .venv .snakemake results reports/smoke reports/mini reports/real reports/paper
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[dev]"
+	touch $@
