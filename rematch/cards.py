@@ -273,7 +273,7 @@ class Card:
         Raises:
             RematchError: the card does not play at that tier.
         """
-        found = self.spec.tiers.get(tier)  # type: ignore[call-overload]
+        found = self.spec.tiers.get(tier)
         if found is None:
             raise RematchError(f"{self.where}: tiers: no entry for '{tier}'; the card has {', '.join(self.spec.tiers)}")
         return found
@@ -281,7 +281,7 @@ class Card:
     def axis(self, axis: str, tier: str) -> AxisSpec:
         """An axis as the tier plays it."""
         whole: AxisSpec = self.spec.axes[axis]
-        narrow = self.at(tier).axes[axis]
+        narrow = self.at(tier).axes[axis]  # type: ignore[index]
         if narrow is None:
             return whole
         change: dict[str, Any] = {
@@ -434,7 +434,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     """JSON schemas of the files that people write, for editors that complete and check while one types."""
     from rematch.config import Config, Tier
 
-    models = {"card": CardFile, "config": Config, "tier": Tier}
+    models: dict[str, type[BaseModel]] = {"card": CardFile, "config": Config, "tier": Tier}
     return {f"config/schemas/{name}.schema.json": model.model_json_schema() for name, model in models.items()}
 
 

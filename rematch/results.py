@@ -6,16 +6,18 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from rematch.plan import MatchRun, Plan
 from rematch.provenance import read_manifests
 from rematch.records import items_path, read_arrow, read_frame, write_arrow, write_text
-from rematch.report import PaperResults, render_index, render_paper
 from rematch.schema import COLUMNS, ITEM_COLUMNS
-from rematch.verdicts import ClaimResult, PairResult, judge_claims
+
+if TYPE_CHECKING:  # charts and statistics take a second to import, and most commands need neither
+    from rematch.report import PaperResults
+    from rematch.verdicts import ClaimResult
 
 
 def folder_of(plan: Plan, paper: str) -> Path:
@@ -32,6 +34,8 @@ def gather(plan: Plan, paper: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 def judge(plan: Plan, paper: str) -> None:
     """Gather a paper's records, compute its verdicts, and write ``records.parquet``, ``items.parquet``, ``claims.json``."""
     import pyarrow as pa
+
+    from rematch.verdicts import judge_claims
 
     records, items = gather(plan, paper)
     verdicts = plan.tier.verdicts
@@ -52,6 +56,8 @@ def judge(plan: Plan, paper: str) -> None:
 
 def read_claims(plan: Plan, paper: str) -> list[ClaimResult]:
     """The verdicts of a paper, as ``judge`` left them; empty before that."""
+    from rematch.verdicts import ClaimResult, PairResult
+
     path = folder_of(plan, paper) / "claims.json"
     if not path.is_file():
         return []
@@ -65,6 +71,8 @@ def read_claims(plan: Plan, paper: str) -> list[ClaimResult]:
 
 def paper_results(plan: Plan, paper: str) -> PaperResults:
     """Everything that a paper's page shows."""
+    from rematch.report import PaperResults
+
     records = read_arrow(folder_of(plan, paper) / "records.parquet").to_pandas()
     manifests = read_manifests(plan.results)
     used = [manifests[run] for run in sorted(set(records["run"])) if run in manifests]
@@ -80,11 +88,15 @@ def paper_results(plan: Plan, paper: str) -> PaperResults:
 
 def page(plan: Plan, paper: str) -> None:
     """Render a paper's page, tables and plots."""
+    from rematch.report import render_paper
+
     render_paper(paper_results(plan, paper), plan.reports)
 
 
 def index(plan: Plan) -> None:
     """Render the front page over every paper that has been judged."""
+    from rematch.report import render_index
+
     judged = [paper for paper in plan.cards if (folder_of(plan, paper) / "claims.json").is_file()]
     render_index([paper_results(plan, paper) for paper in judged], plan.reports, tier=plan.tier_name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rematch.cli.show import Shown
+from rematch.cli.show import Shown, text
 from rematch.errors import RematchError, unknown
 from rematch.plan import Plan
 from rematch.provenance import read_manifests
@@ -30,9 +30,11 @@ def board(plan: Plan, paper: str | None) -> Shown:
                     "p (Holm)": claim.p_holm, "FLOPs ratio": worst.flops_ratio if worst else None, "why": claim.why,
                 }
             )  # fmt: skip
+            lines.append(f"{slug} {claim.claim_id}: {claim.why}")
     if not rows:
         lines.append(f"Nothing judged yet: snakemake --cores 8 --config tier={plan.tier_name} -- {paper or 'all'}")
-    return Shown(f"Claims at tier {plan.tier_name}", rows, lines)
+    columns = ("claim", "statement", "verdict", "estimate", "low", "high", "n", "p (Holm)", "FLOPs ratio")
+    return Shown(f"Claims at tier {plan.tier_name}", rows, lines, columns=columns)
 
 
 def audit_cell(plan: Plan, cell: str) -> Shown:
@@ -50,6 +52,7 @@ def audit_cell(plan: Plan, cell: str) -> Shown:
         raise unknown("cell", cell, known, f"tier {plan.tier_name}")
     manifests = read_manifests(plan.results)
     rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     for match in found:
         path = plan.results / match.path
         if not path.is_file():
@@ -60,9 +63,15 @@ def audit_cell(plan: Plan, cell: str) -> Shown:
             mine = [row for row in records if row["seed"] == seed]
             if mine:
                 values = {f"{r['metric']} {r['slice']}".strip(): r["value"] for r in mine if r["metric"]}
-                rows.append(_row(match.cell, seed, mine[0], manifests.get(mine[0]["run"], {})) | {"values": values})
-    lines = [f"Records: {plan.results}/records/{'/'.join(parts)}"]
-    return Shown(f"Matches behind {cell}", rows, lines)
+                row = _row(match.cell, seed, mine[0], manifests.get(mine[0]["run"], {})) | {"values": values}
+                rows.append(row)
+                facts = ("reason", "knobs", "commit", "run", "digest", "data", "log")
+                lines.append(f"{match.cell} seed {seed}")
+                lines += [f"  {name}: {row[name]}" for name in facts if row[name]]
+                lines += [f"  {name}: {text(value)}" for name, value in values.items()]
+    lines.append(f"Records: {plan.results}/records/{'/'.join(parts)}")
+    columns = ("cell", "seed", "status", "FLOPs", "FLOPs ratio", "train FLOPs", "CPU s", "peak MiB")
+    return Shown(f"Matches behind {cell}", rows, lines, columns=columns)
 
 
 def _row(cell: str, seed: int, record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Shown:
 
     Attributes:
         rows: the table, one mapping of column to value a row; values stay numbers for JSON.
+        columns: the columns that a person sees, or all; JSON always holds all.
         lines: sentences that a person reads after the table.
         extra: what JSON holds beyond the rows.
         code: exit code of the command that prints it.
@@ -24,6 +25,7 @@ class Shown:
     lines: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     code: int = 0
+    columns: tuple[str, ...] = ()
 
 
 def emit(shown: Shown, as_json: bool) -> None:
@@ -47,11 +49,13 @@ def _print(shown: Shown) -> None:
         table = Table(
             title=escape(shown.title), title_justify="left", title_style="bold", show_edge=False, pad_edge=False
         )
-        for name, value in shown.rows[0].items():
+        columns = shown.columns or tuple(shown.rows[0])
+        for name in columns:
+            value = shown.rows[0][name]
             number = isinstance(value, int | float) and not isinstance(value, bool)
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in shown.rows:
-            table.add_row(*[escape(text(value)) for value in row.values()])
+            table.add_row(*[escape(text(row[name])) for name in columns])
         console.print(table)
     else:
         console.print(f"[bold]{escape(shown.title)}[/bold]: nothing")
