@@ -210,13 +210,21 @@ def _collect(root: Path, module: str, name: str, where: str, use: str) -> tuple[
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotation = ast.unparse(statement.annotation)
-            if annotation.startswith(("ClassVar", "InitVar")) or statement.target.id.startswith("_"):
+            if annotation.startswith(("ClassVar", "InitVar")) or _not_an_argument(statement):
                 continue
             annotations[statement.target.id] = annotation
             required.discard(statement.target.id)
             if statement.value is None:
                 required.add(statement.target.id)
     return annotations, required
+
+
+def _not_an_argument(statement: ast.AnnAssign) -> bool:
+    """Whether it is private, or declared ``field(init=False)``."""
+    assert isinstance(statement.target, ast.Name)
+    keywords = statement.value.keywords if isinstance(statement.value, ast.Call) else []
+    no_init = any(k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in keywords)
+    return no_init or statement.target.id.startswith("_")
 
 
 def _absolute(node: ast.ImportFrom, module: str, path: Path | None) -> str:
