@@ -9,65 +9,20 @@ fixed, so results repeat bit for bit.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.extending import intrinsic
 from torch import Tensor
+
+from baselines.mamba.vector_math import LOG2_E, ONE, exp2, sigmoid
 
 BLOCK = 256
 """Channels worked on together: enough to hide the cost of a loop, few enough for a chunk of states to stay in L2."""
 
-_LOG2_E = np.float32(1.4426950408889634)
+# Summing over channels in vector lanes needs reassociation.
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 _LN_2 = np.float32(0.6931471805599453)
-_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
-
-# Summing over channels in vector lanes needs reassociation; the exponential must not have it (see `_exp2`).
-_jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-
-
-@intrinsic
-def _float_as_int(typing_context: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return numba.types.int32(numba.types.float32), codegen
-
-
-@intrinsic
-def _int_as_float(typing_context: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return numba.types.float32(numba.types.int32), codegen
-
-
-# 1.5 * 2^23: adding it to a small float rounds that to an integer, held in the low bits of the sum.
-_ROUND = np.float32(12582912.0)
-_LOWEST = np.float32(-126.0)
-_HIGHEST = np.float32(127.0)
-# 2^r for |r| <= 1/2, least squares for the relative error (2e-9) with 2^0 exactly 1: a step of size 0 keeps the state.
-_P1, _P2, _P3 = np.float32(0.693147206), np.float32(0.240226485), np.float32(0.0555032904)
-_P4, _P5, _P6 = np.float32(0.00961837325), np.float32(0.00133998483), np.float32(0.000153707048)
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _exp2(x):
-    """2^x within 1e-7 for x from -126 to 127, beyond which it stays at the values there; branch-free."""
-    x = min(max(x, _LOWEST), _HIGHEST)
-    shifted = x + _ROUND
-    r = x - (shifted - _ROUND)
-    power = _ONE + r * (_P1 + r * (_P2 + r * (_P3 + r * (_P4 + r * (_P5 + r * _P6)))))
-    return _int_as_float(_float_as_int(power) + (_float_as_int(shifted) << np.int32(23)))
-
-
-@_jit
-def _sigmoid(x):
-    return _ONE / (_ONE + _exp2(-x * _LOG2_E))
 
 
 @_jit
@@ -104,13 +59,13 @@ def _forward(x, dt, rate, B, C, D, z, gated, state, y, checkpoints, every):
                     b_n = B[b, t, n]
                     c_n = C[b, t, n]
                     for e in range(width):
-                        after = _exp2(step[e] * a[n, e]) * h[n, e] + scaled[e] * b_n
+                        after = exp2(step[e] * a[n, e]) * h[n, e] + scaled[e] * b_n
                         h[n, e] = after
                         out[e] += after * c_n
                 if gated:
                     for e in range(width):
                         gate = z[b, t, first + e]
-                        y[b, t, first + e] = out[e] * gate * _sigmoid(gate)
+                        y[b, t, first + e] = out[e] * gate * sigmoid(gate)
                 else:
                     for e in range(width):
                         y[b, t, first + e] = out[e]
@@ -165,7 +120,7 @@ def _backward(
                         b_n = B[b, t, n]
                         c_n = C[b, t, n]
                         for e in range(width):
-                            kept = _exp2(step[e] * a[n, e])
+                            kept = exp2(step[e] * a[n, e])
                             after = kept * h[k, n, e] + scaled[e] * b_n
                             decay[k, n, e] = kept
                             h[k + 1, n, e] = after
@@ -181,8 +136,8 @@ def _backward(
                     if gated:
                         for e in range(width):
                             gate = z[b, t, first + e]
-                            open_ = _sigmoid(gate)
-                            grad_z[b, t, first + e] = grad_out[e] * out[k, e] * open_ * (_ONE + gate * (_ONE - open_))
+                            open_ = sigmoid(gate)
+                            grad_z[b, t, first + e] = grad_out[e] * out[k, e] * open_ * (ONE + gate * (ONE - open_))
                             grad_out[e] *= gate * open_
                     for n in range(entries):
                         b_n = B[b, t, n]
@@ -273,7 +228,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _rate(A: Tensor) -> Tensor:
-    return (A.detach() * float(_LOG2_E)).T.contiguous()
+    return (A.detach() * float(LOG2_E)).T.contiguous()
 
 
 def _transposed(tensor: Tensor) -> Tensor:
