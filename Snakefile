@@ -3,18 +3,21 @@
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 sys.path.insert(0, str(workflow.basedir))
 
 from rematch.errors import RematchError
+from rematch.lock import join_runs
 from rematch.workflow import SMOKE, Workflow
 
 try:
     rematch = Workflow(Path(workflow.basedir), config)
     rematch.check_records(rematch.tier)
 except RematchError as error:
-    raise WorkflowError(f"rematch: {error}") from None
+    raise SystemExit(f"rematch: {error}") from None
+
+# Not where Snakemake runs itself again for one job of a cluster.
+if workflow.is_main_process:
+    alive = join_runs(Path(".snakemake"))
 
 
 wildcard_constraints:

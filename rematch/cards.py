@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from functools import cached_property
+import math
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from rematch.errors import RematchError, unknown
 from rematch.source import Fields, class_fields, class_literal
@@ -29,7 +30,7 @@ REPORTED_COLUMNS = (
 
 AxisName = Literal["flops_matched", "data_efficiency", "ood", "test_time_compute", "memory_time", "ablation"]
 TierName = Literal["smoke", "mini", "real", "paper"]
-LevelValue = float | int | str
+LevelValue = StrictFloat | StrictInt | StrictStr
 Options = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -95,6 +96,8 @@ class AxisSpec(Strict):
 
     label: str
     level_label: str
+    level_type: Literal["number", "integer", "name"] = "number"
+    """What the arena is handed: ``"0.5"`` in quotes is a name, and a mistake where a number is meant."""
     levels: Annotated[list[LevelValue], Field(min_length=1)]
     contenders: Annotated[list[Name], Field(min_length=1)]
     metrics: Annotated[list[Name], Field(min_length=1)]
@@ -218,6 +221,10 @@ class Card:
     Args:
         folder: ``workflows/<paper>``.
         root: the repository, against which ``module:Class`` names are looked up.
+
+    Attributes:
+        spec: the content of the card.
+        reported: the rows of ``reported.csv``: what the paper reported.
     """
 
     ARENA_CLASS: ClassVar[str] = "Arena"
@@ -226,6 +233,7 @@ class Card:
         self.folder, self.root = folder, root
         self.path = folder / "card.yaml"
         self.spec = _parse(self.path, CardFile)
+        self.reported = _read_reported(folder / "reported.csv", root)
         self._check()
 
     @property
@@ -239,26 +247,6 @@ class Card:
     @property
     def where(self) -> str:
         return _relative(self.path, self.root)
-
-    @cached_property
-    def reported(self) -> list[dict[str, str]]:
-        """The rows of ``reported.csv``: what the paper reported."""
-        path = self.folder / "reported.csv"
-        where = _relative(path, self.root)
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != REPORTED_COLUMNS:
-                    raise RematchError(f"{where}: the header must be {','.join(REPORTED_COLUMNS)}")
-                rows = list(reader)
-        except OSError as error:
-            raise RematchError(f"{where}: cannot be read ({error.strerror}); a header alone is allowed") from error
-        for number, row in enumerate(rows, start=2):
-            try:
-                float(row["value"])
-            except (TypeError, ValueError):
-                raise RematchError(f"{where}:{number}: value: '{row['value']}' is not a number") from None
-        return rows
 
     def reported_gap(self, claim_id: str) -> tuple[float, float] | None:
         """The reported values (contender, opponent) of a claim, or None where the card gives words only."""
@@ -339,7 +327,7 @@ class Card:
     def _check_axis(self, where: str, axis: AxisSpec) -> None:
         _known("contender", axis.contenders, self.spec.contenders, f"{where}.contenders")
         _known("metric", axis.metrics, self.spec.metrics, f"{where}.metrics")
-        _one_type(axis.levels, f"{where}.levels")
+        _of_type(axis.level_type, axis.levels, f"{where}.levels")
         if axis.budget is not None:
             _known("base", [axis.budget.reference], self.spec.bases, f"{where}.budget.reference")
             if axis.budget.share == "level" and not all(_positive(level) for level in axis.levels):
@@ -366,11 +354,15 @@ class Card:
     def _check_tier(self, tier: str, entry: PaperAtTier, arena: Fields) -> None:
         where = f"{self.where}: tiers.{tier}"
         arena.check(entry.arena, f"{where}.arena")
+        arena.check_complete(entry.arena, f"{where}.arena")
         for what in ("bases", "contenders"):
             table = getattr(self.spec, what)
             for name, options in getattr(entry, what).items():
                 _known(what[:-1], [name], table, f"{where}.{what}")
                 self._options(table[name].use, options, f"{where}.{what}.{name}")
+            for name, spec in table.items():
+                fields = self._fields(spec.use, f"{self.where}: {what}.{name}.use")
+                fields.check_complete(self.options(what, name, tier), f"{where}.{what}.{name}")
         for name, narrow in entry.axes.items():
             _known("axis", [name], self.spec.axes, f"{where}.axes")
             if narrow is None:
@@ -379,7 +371,7 @@ class Card:
             _known("contender", narrow.contenders or [], whole.contenders, f"{where}.axes.{name}.contenders")
             _known("metric", narrow.metrics or [], whole.metrics, f"{where}.axes.{name}.metrics")
             if narrow.levels is not None:
-                _one_type([*whole.levels, *narrow.levels], f"{where}.axes.{name}.levels")
+                _of_type(whole.level_type, narrow.levels, f"{where}.axes.{name}.levels")
         _known(
             "base or contender", entry.cost_hint_s, [*self.spec.bases, *self.spec.contenders], f"{where}.cost_hint_s"
         )
@@ -456,6 +448,8 @@ def parse_yaml(path: Path, root: Path | None = None) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise RematchError(f"{where}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RematchError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
         raise RematchError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -465,7 +459,8 @@ def validate(model: type[BaseModel], data: Any, where: str) -> Any:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key usually comes with a missing one; the misspelt one is what the reader can act on.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
         if first["type"] == "extra_forbidden":
             allowed = _allowed_keys(model, first["loc"][:-1])
@@ -482,6 +477,8 @@ class _UniqueKeys(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.Saf
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"a key must be a name, line {key_node.start_mark.line + 1}")
             if key in seen:
                 raise yaml.YAMLError(f"key '{key}' is given twice, line {key_node.start_mark.line + 1}")
             seen.add(key)
@@ -495,6 +492,33 @@ def _parse(path: Path, model: type[BaseModel]) -> Any:
     if not isinstance(data, dict):
         raise RematchError(f"{where}: must be a mapping with the keys {', '.join(model.model_fields)}")
     return validate(model, data, where)
+
+
+def _read_reported(path: Path, root: Path) -> list[dict[str, str]]:
+    where = _relative(path, root)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != REPORTED_COLUMNS:
+                raise RematchError(f"{where}: the header must be {','.join(REPORTED_COLUMNS)}")
+            rows = list(reader)
+    except OSError as error:
+        raise RematchError(f"{where}: cannot be read ({error.strerror}); a header alone is allowed") from error
+    except UnicodeDecodeError as error:
+        raise RematchError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    for number, row in enumerate(rows, start=2):
+        if tuple(row) != REPORTED_COLUMNS or None in row.values():
+            raise RematchError(f"{where}:{number}: must have {len(REPORTED_COLUMNS)} columns, as the header")
+        if not _finite(row["value"]):
+            raise RematchError(f"{where}:{number}: value: '{row['value']}' is not a number")
+    return rows
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _allowed_keys(model: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -542,7 +566,13 @@ def _positive(level: LevelValue) -> bool:
     return not isinstance(level, str) and level > 0
 
 
-def _one_type(levels: list[LevelValue], where: str) -> None:
-    kinds = {str if isinstance(level, str) else float for level in levels}
-    if len(kinds) > 1:
-        raise RematchError(f"{where}: levels are all numbers or all names, not both: {levels}")
+def _of_type(level_type: str, levels: list[LevelValue], where: str) -> None:
+    allowed = {"number": (int, float), "integer": (int,), "name": (str,)}[level_type]
+    for level in levels:
+        if not isinstance(level, allowed):
+            article = "an" if level_type == "integer" else "a"
+            raise RematchError(
+                f"{where}: {level!r} is not {article} {level_type}; the axis says level_type: {level_type}"
+            )
+    if len(set(map(level_text, levels))) < len(levels):
+        raise RematchError(f"{where}: a level is given twice: {levels}")

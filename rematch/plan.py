@@ -79,6 +79,10 @@ class MatchRun:
     def path(self) -> str:
         return f"{self.name}.parquet"
 
+    @property
+    def items_path(self) -> str:
+        return f"{self.name}.items.parquet"
+
 
 class Plan:
     """Everything that one tier asks for, paper by paper. Cheap: no file of ``results/`` is opened."""

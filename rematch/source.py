@@ -33,6 +33,11 @@ class Fields:
             if problem:
                 raise RematchError(f"{where}.{name}: {problem}, not {value!r} ({self.use})")
 
+    def check_complete(self, options: dict[str, Any], where: str) -> None:
+        """Refuse options that leave out a field without a default."""
+        for name in sorted(self.required - set(options)):
+            raise RematchError(f"{where}: option '{name}' is needed: {self.use} gives it no default")
+
 
 def module_path(root: Path, module: str) -> Path | None:
     """The file of a module of this repository, or None for anything else."""

@@ -40,19 +40,16 @@ def supervise(work: Callable[[], None], limit_s: float, log: Path) -> Exit:
     started = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _worker(work, log)
-    end = started + limit_s
-    while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        if done or time.monotonic() > end:
-            break
+        _worker(work, log, parent)
+    end, timed_out = started + limit_s, False
+    while not timed_out and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(min(0.02, limit_s / 10))
-    timed_out = not done
-    if timed_out:
-        kill_group(pid)
-        _, status, usage = os.wait4(pid, 0)
+        timed_out = time.monotonic() > end
+    kill_group(pid)  # what a worker left running ends with it; until it is waited for, the number is surely its own
+    _, status, usage = os.wait4(pid, 0)
     wall, cpu = time.monotonic() - started, usage.ru_utime + usage.ru_stime
     if timed_out:
         return Exit("timeout", f"over its limit of {limit_s:g} s", wall, cpu)
@@ -74,18 +71,20 @@ def kill_group(pid: int) -> None:
             continue
 
 
-def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Have the kernel send ``signum`` when the parent dies (Linux; elsewhere nothing)."""
+def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Have the kernel send ``signum`` when the process ``parent`` dies, or now if it is dead (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signum)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signum)
 
 
-def _worker(work: Callable[[], None], log: Path) -> None:
-    """The child's life; never returns."""
+def _worker(work: Callable[[], None], log: Path, parent: int) -> None:
+    """The child's life; never returns, not even when its log cannot be written."""
     code = 1
     try:
         os.setpgid(0, 0)
-        die_with_parent()
+        die_with_parent(parent)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -93,16 +92,18 @@ def _worker(work: Callable[[], None], log: Path) -> None:
         os.dup2(descriptor, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "the worker ended without a word"

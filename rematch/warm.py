@@ -1,9 +1,9 @@
 """A warm process that jobs are forked from, so that importing torch is paid once a run and not once a job.
 
 A job of a few CPU seconds would otherwise spend five more on imports. Snakemake's ``onstart`` starts the server, every
-rule's ``python -m rematch play ...`` hands its arguments over a local socket, and the server forks a child that does what
-the command itself would have done. Where no server answers (a cluster node, a command typed by hand), the command does its
-work in its own process: same code, same records.
+rule's ``python3 -m rematch play ...`` hands its arguments over a local socket, and the server forks a child that does what
+the command itself would have done. Where no server answers (a cluster node, a command typed by hand, a server that died),
+the command does its work in its own process: same code, same records.
 
 The server lives as long as the Snakemake process that started it and no longer: the kernel ends it when its parent dies,
 and a job ends when the client that asked for it goes away.
@@ -35,8 +35,14 @@ class Server:
     def __init__(self, root: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rematch-")
         address = os.path.join(self._folder.name, "socket")
-        command = [sys.executable, "-m", "rematch.warm", address]
-        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL)
+        # Listening begins here, before the server has started: a job that comes early waits, and no client has to guess
+        # whether a server is still on its way.
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(128)
+            handle = listener.fileno()
+            command = [sys.executable, "-m", "rematch.warm", str(handle), str(os.getpid())]
+            self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, pass_fds=[handle])
         os.environ[ADDRESS] = address
 
     def stop(self) -> None:
@@ -61,32 +67,34 @@ def account(started: float) -> dict[str, float]:
 
 
 def submit(arguments: list[str]) -> int | None:
-    """Have the warm server run a command; its exit code, or None where no server answers."""
+    """Have the warm server run a command; its exit code, or None where no server answers or it died over the job.
+
+    The connection ends only when every process that worked on the job has ended, so after None the job can be run again.
+    """
     address = os.environ.get(ADDRESS)
     if not address:
         return None
-    connection = socket.socket(socket.AF_UNIX)
-    with connection:
-        if not _connect(connection, address):
-            return None
-        connection.sendall(json.dumps(arguments).encode() + b"\n")
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
+    answer = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            connection.sendall(json.dumps(arguments).encode() + b"\n")
+            while chunk := connection.recv(65536):
+                answer += chunk
+    except OSError:
+        return None
     code, _, text = answer.decode().partition("\n")
     sys.stderr.write(text)
-    return int(code) if code else 1  # the server went away with the job
+    return int(code) if code else None
 
 
-def serve(address: str, run: Job) -> None:
-    """Accept commands on a socket until SIGTERM, each run by ``run(arguments)`` in a forked child."""
+def serve(listener: socket.socket, parent: int, run: Job) -> None:
+    """Accept commands until SIGTERM or the death of ``parent``, each run by ``run(arguments)`` in a forked child."""
     from rematch.supervise import die_with_parent, kill_group
 
-    die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(128)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is Snakemake's to answer; jobs end with their clients
+    die_with_parent(parent, signal.SIGTERM)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     jobs: dict[int, tuple[int, socket.socket]] = {}  # pid: (pidfd, connection)
@@ -113,9 +121,11 @@ def serve(address: str, run: Job) -> None:
                 os.close(handle)
                 connection.close()
     finally:
-        for pid in jobs:
+        for pid, (_, connection) in jobs.items():
             kill_group(pid)
             os.waitpid(pid, 0)
+            with contextlib.suppress(OSError):  # an answer, so that the client does not run the job itself
+                connection.sendall(b"1\nrematch: the run was ended\n")
 
 
 def _start(connection: socket.socket, listener: socket.socket, run: Job) -> int:
@@ -123,6 +133,7 @@ def _start(connection: socket.socket, listener: socket.socket, run: Job) -> int:
     with connection.makefile("r", encoding="utf-8") as lines:
         arguments = json.loads(lines.readline() or "[]")
     _preload(arguments)
+    server = os.getpid()
     pid = os.fork()
     if pid:
         return pid
@@ -131,8 +142,9 @@ def _start(connection: socket.socket, listener: socket.socket, run: Job) -> int:
     code, text = 1, ""
     try:
         os.setpgid(0, 0)
-        die_with_parent()
+        die_with_parent(server)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         listener.close()
         with tempfile.TemporaryFile("w+", encoding="utf-8") as captured:
             with contextlib.redirect_stderr(captured):
@@ -156,20 +168,7 @@ def _preload(arguments: list[str]) -> None:
         prepare(arguments)
 
 
-def _connect(connection: socket.socket, address: str) -> bool:
-    """Connect, waiting a moment for a server that is still starting."""
-    end = time.monotonic() + 10
-    while True:
-        try:
-            connection.connect(address)
-            return True
-        except (FileNotFoundError, ConnectionRefusedError):
-            if time.monotonic() > end or not os.path.isdir(os.path.dirname(address)):
-                return False
-            time.sleep(0.02)
-
-
 if __name__ == "__main__":
     from rematch.jobs import run_job
 
-    serve(sys.argv[1], run_job)
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), run_job)

@@ -33,6 +33,8 @@ class Workflow:
         self._started = time.time()
         self._server: Any = None
         os.environ[CONFIG] = json.dumps(self.settings.config.model_dump())
+        # Rules call `python3`: the one that runs Snakemake, also where its environment was not activated.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
     @property
     def papers(self) -> list[str]:
@@ -65,12 +67,21 @@ class Workflow:
         return f"{self.results}/{tier}/papers/{paper}/checks/{scope}"
 
     def final(self, tier: str) -> list[str]:
-        """Everything that a whole tier is to leave: the index, every page, and every required match played."""
-        papers = list(self.plan(tier).cards)
-        return [self.index(tier), *[self.page(tier, p) for p in papers], *[self.checked(tier, p) for p in papers]]
+        """Everything that a whole tier is to leave: the index, and what each paper is to leave."""
+        return [self.index(tier), *[path for paper in self.plan(tier).cards for path in self.whole_paper(tier, paper)]]
+
+    def whole_paper(self, tier: str, paper: str) -> list[str]:
+        """Everything that a paper is to leave: its page, its records, and the mark that no required match failed."""
+        return [self.page(tier, paper), self.checked(tier, paper), *self.records(tier, paper)]
+
+    def whole_axis(self, tier: str, paper: str, axis: str) -> list[str]:
+        """What one axis of a paper is to leave: its records, and the mark that no required match failed."""
+        return [self.checked(tier, paper, axis), *self.records(tier, paper, axis)]
 
     def records(self, tier: str, paper: str, axis: str | None = None) -> list[str]:
-        return [self._at(tier, match.path) for match in self.plan(tier).matches(paper, axis)]
+        """Records and items. Targets ask for them too, or Snakemake would not miss those that somebody deletes."""
+        matches = self.plan(tier).matches(paper, axis)
+        return [self._at(tier, path) for match in matches for path in (match.path, match.items_path)]
 
     # -- inputs and parameters of rules ---------------------------------------------------------------------------
 

@@ -1,19 +1,23 @@
 """The rules that all papers share: build a base, play a match, judge a paper, render its page, check what was required."""
 
-RECORDS = f"{rematch.results}/{{tier}}/records/{{paper}}/{{axis}}/{{contender}}/{{level}}/{{seeds}}"
-BASE = f"{{tier}}/bases/{{paper}}/{{base}}/{{share}}/{{seed}}"
-PAPER = f"{rematch.results}/{{tier}}/papers/{{paper}}"
+BASE = "bases/{paper}/{base}/{share}/{seed}"
+MATCH = "records/{paper}/{axis}/{contender}/{level}/{seeds}"
+PAPER = "papers/{paper}"
+RESULTS = f"{rematch.results}/{{tier}}"
+REPORTS = f"{rematch.reports}/{{tier}}"
 
 
 rule base:
     input:
         rematch.base_needs,
     output:
-        f"{rematch.results}/{BASE}/base.json",
+        f"{RESULTS}/{BASE}/base.json",
+    log:
+        f"{RESULTS}/logs/{BASE}.log",
     params:
         digest=rematch.base_digest,
     shell:
-        "{sys.executable} -m rematch base --tier {wildcards.tier} {wildcards.paper} {wildcards.base} {wildcards.share} "
+        "python3 -m rematch base --tier {wildcards.tier} {wildcards.paper} {wildcards.base} {wildcards.share} "
         "{wildcards.seed}"
 
 
@@ -21,12 +25,14 @@ rule play:
     input:
         rematch.match_bases,
     output:
-        records=f"{RECORDS}.parquet",
-        scores=f"{RECORDS}.items.parquet",
+        records=f"{RESULTS}/{MATCH}.parquet",
+        scores=f"{RESULTS}/{MATCH}.items.parquet",
+    log:
+        f"{RESULTS}/logs/{MATCH}.log",
     params:
         digest=rematch.match_digest,
     shell:
-        "{sys.executable} -m rematch play --tier {wildcards.tier} {wildcards.paper} {wildcards.axis} "
+        "python3 -m rematch play --tier {wildcards.tier} {wildcards.paper} {wildcards.axis} "
         "{wildcards.contender} {wildcards.level} {wildcards.seeds}"
 
 
@@ -34,35 +40,41 @@ rule judge:
     input:
         rematch.paper_records,
     output:
-        claims=f"{PAPER}/claims.json",
-        records=f"{PAPER}/records.parquet",
-        scores=f"{PAPER}/items.parquet",
+        claims=f"{RESULTS}/{PAPER}/claims.json",
+        records=f"{RESULTS}/{PAPER}/records.parquet",
+        scores=f"{RESULTS}/{PAPER}/items.parquet",
+    log:
+        f"{RESULTS}/logs/{PAPER}/judge.log",
     params:
         digest=rematch.report_digest,
     shell:
-        "{sys.executable} -m rematch judge --tier {wildcards.tier} {wildcards.paper}"
+        "python3 -m rematch judge --tier {wildcards.tier} {wildcards.paper} 2> {log}"
 
 
 rule page:
     input:
-        f"{PAPER}/claims.json",
+        f"{RESULTS}/{PAPER}/claims.json",
     output:
-        f"{rematch.reports}/{{tier}}/{{paper}}.html",
+        f"{REPORTS}/{{paper}}.html",
+    log:
+        f"{RESULTS}/logs/{PAPER}/page.log",
     params:
         digest=rematch.report_digest,
     shell:
-        "{sys.executable} -m rematch page --tier {wildcards.tier} {wildcards.paper}"
+        "python3 -m rematch page --tier {wildcards.tier} {wildcards.paper} 2> {log}"
 
 
 rule index:
     input:
         rematch.all_claims,
     output:
-        f"{rematch.reports}/{{tier}}/index.html",
+        f"{REPORTS}/index.html",
+    log:
+        f"{RESULTS}/logs/index.log",
     params:
         digest=rematch.all_report_digests,
     shell:
-        "{sys.executable} -m rematch index --tier {wildcards.tier}"
+        "python3 -m rematch index --tier {wildcards.tier} 2> {log}"
 
 
 # A failed match is a row in a table, and no reason to stop; a failed *required* match makes the whole run end non-zero.
@@ -71,11 +83,13 @@ rule check:
     input:
         rematch.checked_after,
     output:
-        f"{PAPER}/checks/{{scope}}",
+        f"{RESULTS}/{PAPER}/checks/{{scope}}",
+    log:
+        f"{RESULTS}/logs/{PAPER}/check_{{scope}}.log",
     params:
         digest=rematch.report_digest,
     shell:
-        "{sys.executable} -m rematch check --tier {wildcards.tier} {wildcards.paper} {wildcards.scope}"
+        "python3 -m rematch check --tier {wildcards.tier} {wildcards.paper} {wildcards.scope} 2> {log}"
 
 
 for paper in rematch.papers:
@@ -84,8 +98,7 @@ for paper in rematch.papers:
         name:
             paper
         input:
-            rematch.page(rematch.tier, paper),
-            rematch.checked(rematch.tier, paper),
+            rematch.whole_paper(rematch.tier, paper),
 
     for axis in rematch.axes(paper):
 
@@ -93,4 +106,4 @@ for paper in rematch.papers:
             name:
                 f"{paper}_{axis}"
             input:
-                rematch.checked(rematch.tier, paper, axis),
+                rematch.whole_axis(rematch.tier, paper, axis),

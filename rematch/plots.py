@@ -1,0 +1,326 @@
+"""Plots: quality against FLOPs, levels or slices, drawn by Altair and rendered to SVG by vl-convert, with no JavaScript.
+
+Colours in an inline SVG are CSS variables, so one drawing serves light, dark and print; the page defines them from
+``PALETTE``. Each plot is drawn twice, for wide and for narrow screens. A series is told apart by colour, by the shape of
+its points and by its line: the method thick, baselines plain, ablations thin and dashed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rematch.cards import Card, LevelValue, level_text
+from rematch.summary import Cells, Match, finite_mean, levels_of, ok_values, slice_number, slices_of
+from rematch.tables import Cell, Mean, Row, Table, decimals, mean_interval, number, si, slug, unique
+
+if TYPE_CHECKING:
+    from rematch.cards import Plot as PlotSpec
+
+# CSS variable: (light, dark). Hues after Okabe and Ito, darkened or lightened to 3:1 and more against the page.
+PALETTE = {
+    "--ink": ("#1f1c17", "#ece6da"),
+    "--soft": ("#5d574d", "#aaa294"),
+    "--rule": ("#d9d2c3", "#3a3731"),
+    "--method": ("#b5330e", "#ff8f66"),
+    "--baseline-1": ("#005f9e", "#6cb8f0"),
+    "--baseline-2": ("#00715a", "#3fc8a4"),
+    "--baseline-3": ("#8d3f74", "#e09bc8"),
+    "--baseline-4": ("#7d6200", "#dfbf4a"),
+    "--ablation-1": ("#6a6f78", "#a4abb6"),
+    "--ablation-2": ("#857256", "#bfa988"),
+    "--ablation-3": ("#6d6a91", "#aba8d4"),
+    "--ablation-4": ("#58766b", "#93b5a9"),
+    "--reference": ("#1f1c17", "#ece6da"),
+}
+SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+
+@dataclass(frozen=True)
+class Line:
+    """How the series of a kind of contender are drawn; ``colours`` are taken in turn."""
+
+    colours: tuple[str, ...]
+    width: float
+    dash: tuple[int, ...]
+    size: int
+
+
+LINES = {
+    "method": Line(("--method",), 3.2, (1, 0), 90),
+    "baseline": Line(tuple(f"--baseline-{i}" for i in range(1, 5)), 1.8, (1, 0), 60),
+    "reference": Line(("--reference",), 1.4, (1, 3), 50),
+    "ablation": Line(tuple(f"--ablation-{i}" for i in range(1, 5)), 1.1, (5, 3), 40),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mark: where it stands on the x axis, and the mean over seeds with its interval."""
+
+    contender: str
+    x: float | str
+    mean: Mean
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn plot.
+
+    Attributes:
+        wide, narrow: inline SVG with colours as CSS variables; empty where nothing was measured.
+        file: the wide drawing on its own, light, for use elsewhere.
+        alt: what it shows, in words.
+        table: the numbers that are drawn.
+    """
+
+    name: str
+    title: str
+    caption: str
+    wide: str
+    narrow: str
+    file: str
+    alt: str
+    table: Table
+
+
+def draw_all(card: Card, tier: str, cells: Cells, confidence: float = 0.95) -> list[Figure]:
+    """The plots that the card asks for, on the axes that the tier plays."""
+    wanted: list[tuple[PlotSpec, list[LevelValue], str]] = []
+    for spec in card.spec.plots:
+        if spec.axis not in card.at(tier).axes:
+            continue
+        levels = levels_of(card, tier, spec.axis, spec.levels)
+        if spec.x == "slice" and len(levels) > 1:  # slices vary, so a level stays: a plot for each
+            wanted += [(spec, [level], level_text(level)) for level in levels]
+        else:
+            wanted.append((spec, levels, ""))
+    names = unique([slug(spec.title, which) for spec, _, which in wanted])
+    return [
+        _draw(card, tier, cells, spec, levels, which, name, confidence)
+        for (spec, levels, which), name in zip(wanted, names, strict=True)
+    ]
+
+
+def _draw(
+    card: Card, tier: str, cells: Cells, spec: PlotSpec, levels: list[LevelValue], which: str, name: str,
+    confidence: float,
+) -> Figure:  # fmt: skip
+    axis, metric = card.axis(spec.axis, tier), card.spec.metrics[spec.metric]
+    points = _points(card, tier, cells, spec, levels, confidence)
+    x_title = {"flops": "FLOPs per item", "level": axis.level_label, "slice": metric.slice_label or spec.slice}[spec.x]
+    direction = "" if metric.better == "neither" else f" ({metric.better} is better)"
+    y_title = f"{metric.label}{', ' + metric.unit if metric.unit else ''}{direction}"
+    title = spec.title + (f" ({axis.level_label}: {which})" if which else "")
+    wide = narrow = ""
+    if points:
+        drawing = Drawing(card, points, str(x_title), y_title, log_x=spec.log_x, flops=spec.x == "flops")
+        wide = _own_ids(drawing.svg(WIDE), f"{name}-w")
+        narrow = _own_ids(drawing.svg(NARROW), f"{name}-n")
+    return Figure(
+        name=name,
+        title=title,
+        caption=f"{spec.caption} Bars: {100 * confidence:g} % t intervals over seeds.".strip(),
+        wide=wide,
+        narrow=narrow,
+        file=re.sub(r"var\((--[a-z0-9-]+)\)", lambda found: PALETTE[found[1]][0], wide),
+        alt=_in_words(card, points, title, str(x_title), y_title),
+        table=_table(card, points, name, title, str(x_title), metric.label),
+    )
+
+
+def _points(
+    card: Card, tier: str, cells: Cells, spec: PlotSpec, levels: list[LevelValue], confidence: float
+) -> list[Point]:
+    """The points of every contender that has a number, in the card's order."""
+    played = card.axis(spec.axis, tier).contenders
+    family = slices_of(cells, spec.axis, spec.slice) if spec.x == "slice" else [spec.slice or ""]
+    points = []
+    for contender in [name for name in played if spec.contenders is None or name in spec.contenders]:
+        for level in levels:
+            matches = cells.get((spec.axis, contender, level_text(level)), [])
+            for part in family:
+                mean = mean_interval(ok_values(matches, spec.metric, part), confidence)
+                x = _x(spec, level, part, matches)
+                if mean.n and not (isinstance(x, float) and math.isnan(x)):
+                    points.append(Point(contender, x, mean))
+    return points
+
+
+def _x(spec: PlotSpec, level: LevelValue, part: str, matches: Sequence[Match]) -> float | str:
+    if spec.x == "flops":
+        return finite_mean([float(m.record["flops"]) for m in matches if m.status == "ok"])
+    if spec.x == "level":
+        return level if isinstance(level, str) else float(level)
+    number_in_name = slice_number(part)
+    return part.partition("=")[2] if number_in_name is None else number_in_name
+
+
+# -- drawing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the two sizes: total width and height in pixels, and where the legend stands."""
+
+    width: int
+    height: int
+    legend: Literal["right", "bottom"]
+
+
+WIDE, NARROW = Format(720, 380, "right"), Format(340, 400, "bottom")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The points of one plot, to be drawn in any format."""
+
+    card: Card
+    points: list[Point]
+    x_title: str
+    y_title: str
+    log_x: bool
+    flops: bool
+
+    def svg(self, form: Format) -> str:
+        """Draw, with the colours as CSS variables."""
+        import vl_convert
+
+        return vl_convert.vegalite_to_svg(self._chart(form).to_dict())
+
+    def _chart(self, form: Format) -> Any:
+        import altair as alt
+
+        styles = self._styles()
+        labels = [self.card.spec.contenders[name].label for name in styles]
+        numeric = all(isinstance(point.x, float) for point in self.points)
+        # What comes later is drawn on top: the method last.
+        order = sorted(styles, key=lambda name: list(LINES).index(self.card.spec.contenders[name].kind), reverse=True)
+        ranked = sorted(self.points, key=lambda point: order.index(point.contender))
+        data = alt.Data(values=[self._datum(point) for point in ranked])
+
+        def by_series(channel: Any, values: list[Any], legend: Any = None) -> Any:
+            return channel("series:N", scale=alt.Scale(domain=labels, range=values), legend=legend, title=None)
+
+        narrow = form is NARROW
+        legend = alt.Legend(
+            orient=form.legend, columns=2 if narrow else 1, labelLimit=145 if narrow else 190, symbolSize=70
+        )
+        x = alt.X(
+            "x:Q" if numeric else "x:N",
+            axis=alt.Axis(title=self.x_title, grid=False, **self._ticks(numeric)),
+            scale=alt.Scale(type="log" if self.log_x else "linear", zero=False, nice=False, padding=14)
+            if numeric
+            else alt.Undefined,
+            sort=None,
+        )
+        y_axis = alt.Axis(
+            title=self.y_title, titleAngle=0, titleAlign="left", titleAnchor="end", titleX=-34, titleY=-12
+        )
+        y = alt.Y("y:Q", axis=y_axis, scale=alt.Scale(zero=False, nice=True))
+        colour = by_series(alt.Color, [f"var({s[0]})" for s in styles.values()], legend)
+        shape = by_series(alt.Shape, [s[1] for s in styles.values()], legend)
+        lines = [LINES[self.card.spec.contenders[name].kind] for name in styles]
+        base = alt.Chart(data).encode(x, color=colour)
+        return (
+            alt.layer(
+                base.mark_rule(strokeWidth=1.3, opacity=0.75).encode(y=alt.Y("low:Q"), y2="high:Q"),
+                base.mark_line().encode(
+                    y=y,
+                    strokeWidth=by_series(alt.StrokeWidth, [line.width for line in lines]),
+                    strokeDash=by_series(alt.StrokeDash, [list(line.dash) for line in lines]),
+                ),
+                base.mark_point(filled=True, opacity=1).encode(
+                    y=y, shape=shape, size=by_series(alt.Size, [line.size for line in lines])
+                ),
+            )
+            .properties(width=form.width, height=form.height, autosize={"type": "fit", "contains": "padding"})
+            .configure(**_CONFIG)
+        )
+
+    def _styles(self) -> dict[str, tuple[str, str]]:
+        """Colour and shape of each contender, in the order of the legend: by kind, then as in the card."""
+        names = list(dict.fromkeys(point.contender for point in self.points))
+        kinds = {name: self.card.spec.contenders[name].kind for name in names}
+        names.sort(key=lambda name: list(LINES).index(kinds[name]))
+        found: dict[str, tuple[str, str]] = {}
+        for index, name in enumerate(names):
+            colours = LINES[kinds[name]].colours
+            rank = sum(kinds[other] == kinds[name] for other in found)
+            found[name] = (colours[rank % len(colours)], SHAPES[index % len(SHAPES)])
+        return found
+
+    def _datum(self, point: Point) -> dict[str, Any]:
+        has_interval = math.isfinite(point.mean.half_width)
+        ends = (point.mean.low, point.mean.high) if has_interval else (point.mean.value, point.mean.value)
+        label = self.card.spec.contenders[point.contender].label
+        return {"series": label, "x": point.x, "y": point.mean.value, "low": ends[0], "high": ends[1]}
+
+    def _ticks(self, numeric: bool) -> dict[str, Any]:
+        """Ticks at the levels or slices themselves, where those are few numbers."""
+        if self.flops:
+            return {"format": ".2~s", "tickCount": 5}
+        xs = sorted({point.x for point in self.points if isinstance(point.x, float)})
+        return {"values": xs, "format": "~g", "labelOverlap": True} if numeric and len(xs) <= 12 else {"labelAngle": 0}
+
+
+_TEXT = {"labelColor": "var(--soft)", "titleColor": "var(--ink)", "labelFontSize": 12, "titleFontSize": 12.5}
+_CONFIG: dict[str, Any] = {
+    "aria": False,  # the figure itself has a text alternative
+    "background": None,
+    "font": FONT,
+    "padding": {"left": 4, "right": 4, "top": 22, "bottom": 4},
+    "view": {"stroke": None},
+    "axis": {
+        **_TEXT, "titleFontWeight": "normal", "gridColor": "var(--rule)", "domainColor": "var(--soft)",
+        "tickColor": "var(--soft)", "tickSize": 4, "labelPadding": 5, "titlePadding": 10,
+    },
+    "axisY": {"domain": False, "ticks": False, "tickCount": 5},
+    "legend": {**_TEXT, "labelColor": "var(--ink)", "rowPadding": 6, "columnPadding": 12, "symbolStrokeWidth": 1},
+}  # fmt: skip
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    """The ids of a drawing numbered from its own name, so that several share a page and a rerun gives the same bytes."""
+    found = list(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))
+    for index, old in enumerate(found):
+        svg = svg.replace(f'id="{old}"', f'id="{prefix}{index}"').replace(f"url(#{old})", f"url(#{prefix}{index})")
+    return svg
+
+
+# -- in words and numbers -------------------------------------------------------------------------------------------
+
+
+def _in_words(card: Card, points: list[Point], title: str, x_title: str, y_title: str) -> str:
+    """The text alternative of a figure: where every line begins and ends."""
+    parts = [f"{title}. {y_title} against {x_title}."]
+    for name in dict.fromkeys(point.contender for point in points):
+        mine = [point for point in points if point.contender == name]
+        places = decimals(mine[0].mean.value)
+        ends = [f"{number(p.mean.value, places)} at {_x_text(p.x)}" for p in (mine[0], mine[-1])]
+        parts.append(f"{card.spec.contenders[name].label}: {' to '.join(dict.fromkeys(ends))}.")
+    return " ".join(parts) if points else f"{title}. Nothing was measured."
+
+
+def _x_text(x: float | str) -> str:
+    return x if isinstance(x, str) else si(x) if abs(x) >= 1e5 else f"{x:g}"
+
+
+def _table(card: Card, points: list[Point], name: str, title: str, x_title: str, label: str) -> Table:
+    rows, data = [], []
+    for point in points:
+        places = decimals(point.mean.value, point.mean.half_width)
+        spread = number(point.mean.half_width, places)
+        contender = card.spec.contenders[point.contender]
+        texts = (_x_text(point.x), number(point.mean.value, places), spread, str(point.mean.n))
+        rows.append(Row(contender.label, tuple(Cell(text) for text in texts), contender.kind))
+        data.append(
+            {"contender": point.contender, "x": point.x, "mean": point.mean.value}
+            | {"low": point.mean.low, "high": point.mean.high, "n_seeds": point.mean.n}
+        )
+    columns = (x_title, label, "± interval", "n")
+    return Table(f"plot-{name}", title, "Contender", columns, tuple(rows), tuple(data))

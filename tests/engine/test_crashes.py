@@ -1,0 +1,145 @@
+"""Runs that are killed, interrupted or run beside each other: nothing is lost, nothing is played twice, nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+
+from rematch.schema import VOLATILE
+
+SECONDS = 0.25  # what a match and seed takes here, so that there is something to interrupt
+
+
+def slow(repository):
+    repository.card(lambda card: card["tiers"]["mini"].update(arena={"seconds": SECONDS}))
+    return repository
+
+
+@pytest.fixture(scope="module")
+def undisturbed(played_once, tmp_path_factory):
+    """Records and items of the slowed toy paper, played on one core without any trouble."""
+    repository = slow(type(played_once).fresh(tmp_path_factory.mktemp("undisturbed") / "toy"))
+    done = repository.snakemake(cores=1)
+    assert done.code == 0, done.text
+    return repository
+
+
+@pytest.fixture
+def running(toy, started, wait_until):
+    """The slowed toy repository with a run in its middle: some seeds are finished, no job of a contender is."""
+    slow(toy)
+    process = started()
+    wait_until(lambda: len(parts(toy)) >= 2)
+    assert not list((toy.path / "results/mini/records").rglob("*.parquet"))
+    return toy, process
+
+
+def parts(repository):
+    """The finished seeds of unfinished jobs, by path."""
+    found = (repository.path / "results/mini/parts").rglob("*.parquet")
+    return sorted(path for path in found if ".items." not in path.name and not path.name.startswith("."))
+
+
+def runs(repository):
+    return sorted(path.name for path in (repository.path / "results/mini/runs").iterdir())
+
+
+def assert_same(repository, other):
+    """Every column that no clock decides is the same, bit for bit, and so are the items."""
+    for column, values in repository.records().items():
+        if column not in VOLATILE:
+            assert values.equals(other.records()[column]), column
+    assert repository.items().equals(other.items())
+
+
+def assert_finished_seeds_were_kept(repository, kept):
+    """The seeds that an earlier run had finished still carry its id; the others that of the later run."""
+    first, second = runs(repository)
+    records = repository.records()
+    for contender, level, seed, run in records[["contender", "level", "seed", "run"]].itertuples(index=False):
+        assert run == (first if (contender, level, seed) in kept else second), (contender, level, seed)
+
+
+def seeds_of(paths):
+    tables = [pq.read_table(path, partitioning=None).to_pylist()[0] for path in paths]
+    return {(row["contender"], row["level"], row["seed"]) for row in tables}
+
+
+def test_the_number_of_cores_changes_no_record(played_once, toy):
+    assert toy.snakemake(cores=1).code == 0
+    assert_same(toy, played_once)
+
+
+@pytest.mark.slow
+def test_kill_9_of_everything_and_the_same_command_again(running, undisturbed, wait_until):
+    repository, process = running
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not repository.processes())
+    kept = seeds_of(parts(repository))
+    assert kept
+
+    done = repository.snakemake()
+    assert done.code == 0, done.text
+    assert_same(repository, undisturbed)
+    assert_finished_seeds_were_kept(repository, kept)
+    assert not repository.processes()
+    assert not parts(repository), "parts are cleared away when their job is whole"
+    assert "Nothing to be done" in repository.snakemake().text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT], ids=["kill -9 of Snakemake alone", "Ctrl-C"])
+def test_jobs_end_with_their_snakemake(running, undisturbed, wait_until, signum):
+    repository, process = running
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # a terminal sends it to the whole group
+    else:
+        os.kill(process.pid, signum)
+    process.wait()
+    wait_until(lambda: not repository.processes())
+    kept = seeds_of(parts(repository))
+
+    done = repository.snakemake()
+    assert done.code == 0, done.text
+    assert_same(repository, undisturbed)
+    assert_finished_seeds_were_kept(repository, kept)
+    assert "Traceback" not in (repository.path / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_death_of_the_warm_server_breaks_nothing(running, undisturbed, wait_until):
+    repository, process = running
+    (server,) = [pid for pid in repository.processes() if parent_of(pid) == process.pid and is_warm(repository, pid)]
+    os.kill(server, signal.SIGKILL)
+    assert process.wait(timeout=60) == 0, (repository.path / "run.log").read_text()
+    assert_same(repository, undisturbed)
+    assert len(runs(repository)) == 1
+    wait_until(lambda: not repository.processes())
+
+
+def parent_of(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def is_warm(repository, pid):
+    return "rematch.warm" in repository.processes().get(pid, "")
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_exclude_each_other(running, undisturbed):
+    repository, process = running
+    second = repository.snakemake()
+    assert second.code != 0
+    assert "cannot be locked" in second.text
+    assert second.jobs() == []
+    assert repository.snakemake("--dry-run", "toy_flops_matched").code == 0, "looking is allowed"
+    third = repository.snakemake()
+    assert "cannot be locked" in third.text, "a refused run and a dry run leave the lock of the living one alone"
+    assert process.wait(timeout=60) == 0, (repository.path / "run.log").read_text()
+    assert_same(repository, undisturbed)
+    assert len(runs(repository)) == 1
