@@ -17,6 +17,7 @@ from baselines.mamba.scan import selective_scan
 
 if TYPE_CHECKING:
     from transformers import Cache
+    from transformers.models.mamba.modeling_mamba import MambaMixer
 
 
 class Trace(NamedTuple):
@@ -49,7 +50,7 @@ class MixerOutput(NamedTuple):
 
 
 def mixer_forward(
-    mixer: nn.Module,
+    mixer: MambaMixer,
     hidden_states: Tensor,
     mask: Tensor | None = None,
     conv_state: Tensor | None = None,
@@ -77,7 +78,7 @@ def mixer_forward(
 
     kernel = mixer.conv_kernel_size
     x = F.pad(x, (0, 0, kernel, 0)) if conv_state is None else torch.cat([conv_state.mT.to(x.dtype), x], dim=1)
-    conv_state = x[:, -kernel:].mT
+    conv_state = x[:, -kernel:].mT.contiguous()
     x = causal_conv1d(x[:, 1:], mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, mixer.activation)
     if keep is not None:
         x = x * keep
@@ -104,7 +105,7 @@ def install(model: nn.Module) -> nn.Module:
     if not mixers:
         raise ValueError(f"{type(model).__name__} has no MambaMixer: only Mamba models of transformers can be sped up")
     for mixer in mixers:
-        mixer.forward = MethodType(_forward, mixer)  # type: ignore[method-assign]
+        mixer.forward = MethodType(_forward, mixer)
     return model
 
 
@@ -115,14 +116,14 @@ def uninstall(model: nn.Module) -> nn.Module:
     return model
 
 
-def _mixers(model: nn.Module) -> list[nn.Module]:
+def _mixers(model: nn.Module) -> list[MambaMixer]:
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
     return [module for module in model.modules() if isinstance(module, MambaMixer)]
 
 
 def _forward(
-    self: Any,
+    self: MambaMixer,
     hidden_states: Tensor,
     cache_params: Cache | None = None,
     attention_mask: Tensor | None = None,
@@ -139,7 +140,7 @@ def _forward(
     return result.out
 
 
-def _step_sizes(dt_proj: nn.Module, dt: Tensor) -> Tensor:
+def _step_sizes(dt_proj: nn.Linear, dt: Tensor) -> Tensor:
     """softplus(dt W + b). Half precision adds the bias in float32: small steps come of large negative biases."""
     if dt.dtype in (torch.float32, torch.float64):
         return F.softplus(dt_proj(dt))

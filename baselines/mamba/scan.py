@@ -7,7 +7,6 @@ Triton on CUDA where it is installed, else the sequential torch loop, which also
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -194,17 +193,12 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
 _scan.register_autograd(_differentiate, setup_context=_setup_context)
 
 
+@register_flop_formula(torch.ops.rematch.selective_scan)
 def _forward_flops(x: Any, dt: Any, A: Any, *args: Any, **kwargs: Any) -> int:
-    return scan_flops(*x, A[1])
+    batch, length, channels = x
+    return scan_flops(batch, length, channels, A[1])
 
 
+@register_flop_formula(torch.ops.rematch.selective_scan_backward)
 def _backward_flops(grad_y: Any, grad_last: Any, x: Any, dt: Any, A: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * scan_flops(*x, A[1])
-
-
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.rematch.selective_scan: _forward_flops,
-    torch.ops.rematch.selective_scan_backward: _backward_flops,
-}
-for _operator, _formula in _FORMULAS.items():
-    register_flop_formula(_operator)(_formula)
+    return 2 * _forward_flops(x, dt, A)

@@ -26,7 +26,20 @@ _ZERO = np.float32(0.0)
 
 
 @_jit
-def _forward(x, dt, rate, B, C, D, z, gated, state, y, checkpoints, every):
+def _forward(
+    gated: bool,
+    every: int,
+    x: np.ndarray,
+    dt: np.ndarray,
+    rate: np.ndarray,
+    B: np.ndarray,
+    C: np.ndarray,
+    D: np.ndarray,
+    z: np.ndarray,
+    state: np.ndarray,
+    y: np.ndarray,
+    checkpoints: np.ndarray,
+) -> None:
     """Fill y and the checkpoints (none where they have no room) and advance ``state`` (batch, N, E) in place.
 
     ``rate`` is A in units of log2, (N, E).
@@ -76,9 +89,26 @@ def _forward(x, dt, rate, B, C, D, z, gated, state, y, checkpoints, every):
 
 @_jit
 def _backward(
-    grad_y, x, dt, rate, B, C, D, z, gated, checkpoints, every, grad_state, grad_x, grad_dt, grad_rate, grad_B, grad_C,
-    grad_D, grad_z,
-):  # fmt: skip
+    gated: bool,
+    every: int,
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    dt: np.ndarray,
+    rate: np.ndarray,
+    B: np.ndarray,
+    C: np.ndarray,
+    D: np.ndarray,
+    z: np.ndarray,
+    checkpoints: np.ndarray,
+    grad_state: np.ndarray,
+    grad_x: np.ndarray,
+    grad_dt: np.ndarray,
+    grad_rate: np.ndarray,
+    grad_B: np.ndarray,
+    grad_C: np.ndarray,
+    grad_D: np.ndarray,
+    grad_z: np.ndarray,
+) -> None:
     """Fill grad_x, grad_dt and grad_z; add to grad_rate (of A as (N, E), not of ``rate``), grad_B, grad_C and grad_D.
 
     ``grad_state`` (batch, N, E) comes in as the gradient of the last state and leaves as that of the initial one.
@@ -188,8 +218,8 @@ def forward(
     checkpoints = x.new_empty(batch, -(-length // every) if save else 0, entries, channels)
     skip = x.new_zeros(channels) if D is None else D
     gate = x.new_empty(0, 0, 0) if z is None else z
-    arrays = (_array(tensor) for tensor in (x, dt, _rate(A), B, C, skip, gate))
-    _forward(*arrays, z is not None, _array(state), _array(y), _array(checkpoints), every)
+    arrays = (_array(tensor) for tensor in (x, dt, _rate(A), B, C, skip, gate, state, y, checkpoints))
+    _forward(z is not None, every, *arrays)
     return y, _transposed(state), checkpoints
 
 
@@ -215,9 +245,9 @@ def backward(
     grad_x, grad_dt, grad_z = torch.empty_like(x), torch.empty_like(x), torch.empty_like(gate)
     grad_A, grad_D = x.new_zeros(entries, channels), x.new_zeros(channels)
     grad_B, grad_C = torch.zeros_like(B), torch.zeros_like(C)
-    inputs = (_array(tensor) for tensor in (grad_y, x, dt, _rate(A), B, C, skip, gate))
+    inputs = (_array(tensor) for tensor in (grad_y, x, dt, _rate(A), B, C, skip, gate, checkpoints))
     outputs = (_array(tensor) for tensor in (grad_state, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z))
-    _backward(*inputs, z is not None, _array(checkpoints), every, *outputs)
+    _backward(z is not None, every, *inputs, *outputs)
     grad_D = x.new_empty(0) if D is None else grad_D
     grad_z = x.new_empty(0) if z is None else grad_z
     return grad_x, grad_dt, _transposed(grad_A), grad_B, grad_C, grad_D, grad_z, _transposed(grad_state)

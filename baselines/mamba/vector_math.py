@@ -27,33 +27,31 @@ _P4, _P5, _P6 = np.float32(0.00961837325), np.float32(0.00133998483), np.float32
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-@intrinsic
-def _float_as_int(typing_context: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
+def _bitcast(source: Any, target: Any, llvm_target: ir.Type) -> Any:
+    def typed(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], llvm_target)
 
-    return numba.types.int32(numba.types.float32), codegen
+        return target(source), codegen
+
+    return intrinsic(typed)
 
 
-@intrinsic
-def _int_as_float(typing_context: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return numba.types.float32(numba.types.int32), codegen
+_float_as_int = _bitcast(numba.types.float32, numba.types.int32, ir.IntType(32))
+_int_as_float = _bitcast(numba.types.int32, numba.types.float32, ir.FloatType())
 
 
 @_jit
-def exp2(x):
+def exp2(x: np.float32) -> np.float32:
     """2^x within 1e-7 for x from -126 to 127, beyond which it stays at the values there; branch-free."""
-    x = min(max(x, _LOWEST), _HIGHEST)
-    shifted = x + _ROUND
-    r = x - (shifted - _ROUND)
+    clipped = np.float32(min(max(x, _LOWEST), _HIGHEST))
+    shifted = clipped + _ROUND
+    r = clipped - (shifted - _ROUND)
     power = ONE + r * (_P1 + r * (_P2 + r * (_P3 + r * (_P4 + r * (_P5 + r * _P6)))))
     return _int_as_float(_float_as_int(power) + (_float_as_int(shifted) << np.int32(23)))
 
 
 @_jit
-def sigmoid(x):
+def sigmoid(x: np.float32) -> np.float32:
     """1 / (1 + e^-x) within 3e-7, relative where x is positive or moderate."""
     return ONE / (ONE + exp2(-x * LOG2_E))
