@@ -20,9 +20,7 @@ class Dense:
 
     model: Any = field(default=None, init=False, repr=False)
 
-    def prepare(
-        self, model: Any, target: float | None = None, measure: Callable[[Dense], float] | None = None
-    ) -> None:
+    def prepare(self, model: Any, target: float | None = None, measure: Callable[[Dense], float] | None = None) -> None:
         """Adopt the model in eval mode. Target and measure have nothing to turn."""
         self.model = model.eval()
 

@@ -6,8 +6,10 @@ transformers' chunked one, which is made of matrix products.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.mamba.conv import causal_conv1d
@@ -15,7 +17,7 @@ from baselines.mamba.mixer import MixerOutput, Trace
 
 
 def mixer_forward(
-    mixer: nn.Module,
+    mixer: Any,
     hidden_states: Tensor,
     mask: Tensor | None = None,
     conv_state: Tensor | None = None,

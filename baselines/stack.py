@@ -64,17 +64,16 @@ def check_padding(mask: Tensor | None, n_context: int) -> Tensor | None:
 
 
 def block_forward(
-    block: Any, hidden: Tensor, mask: Tensor | None = None, state: MixerOutput | None = None
+    block: Any, hidden: Tensor, mask: Tensor | None = None, states: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, MixerOutput]:
     """One block with its norm and residual: the stream after it, (batch, length, d_model), and what the mixer returned.
 
     Args:
         mask: (batch, length), as for ``mixer_forward``.
-        state: what the mixer returned for the segment before, or None at the start.
+        states: ``conv_state`` and ``ssm_state`` of the segment before, or None at the start.
     """
     forward = _MIXERS[type(block.mixer).__name__]
-    states = () if state is None else (state.conv_state, state.ssm_state)
-    output = forward(block.mixer, block.norm(hidden.to(block.norm.weight.dtype)), mask, *states)
+    output = forward(block.mixer, block.norm(hidden.to(block.norm.weight.dtype)), mask, *(states or ()))
     residual = hidden.float() if block.residual_in_fp32 else hidden
     return residual + output.out, output
 

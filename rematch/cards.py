@@ -458,16 +458,34 @@ def validate(model: type[BaseModel], data: Any, where: str) -> Any:
     """Validate plain data against a model; the first mistake becomes one line with the key and what is allowed."""
     try:
         return model.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key usually comes with a missing one; the misspelt one is what the reader can act on.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
-        if first["type"] == "extra_forbidden":
-            allowed = _allowed_keys(model, first["loc"][:-1])
-            raise unknown("key", location[-1], allowed, _join(where, location[:-1])) from None
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        got = "" if first["type"] == "missing" else f", not {first['input']!r}"[:80]
-        raise RematchError(f"{_join(where, location)}: {first['msg']}{got}{more}") from None
+    except ValidationError as caught:
+        errors = caught.errors()
+    # A misspelt key usually comes with a missing one; the misspelt one is what the reader can act on.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    location = _place(first, data)
+    if first["type"] == "extra_forbidden":
+        raise unknown("key", location[-1], _allowed_keys(model, first["loc"][:-1]), _join(where, location[:-1]))
+    # Every alternative of a union complains for itself.
+    alternatives = dict.fromkeys(error["msg"] for error in errors if _place(error, data) == location)
+    wanted = " or ".join(text.removeprefix("Input should be ") if n else text for n, text in enumerate(alternatives))
+    others = len({tuple(_place(error, data)) for error in errors}) - 1
+    more = f" (and {others} more)" if others else ""
+    got = "" if first["type"] == "missing" else f", not {first['input']!r}"[:80]
+    raise RematchError(f"{_join(where, location)}: {wanted}{got}{more}")
+
+
+def _place(error: Any, data: Any) -> list[str]:
+    """The keys that lead to a mistake, as they stand in the file: pydantic adds names of types to them."""
+    found: list[str] = []
+    for part in error["loc"]:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return [*found, str(part)] if error["type"] == "missing" else found
+        found.append(str(part))
+    return found
 
 
 class _UniqueKeys(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]

@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rematch.cards import Card, LevelValue, level_text
 from rematch.summary import Cells, Match, finite_mean, levels_of, ok_values, slice_number, slices_of
-from rematch.tables import Cell, Mean, Row, Table, decimals, mean_interval, number, si, slug, unique
+from rematch.tables import Cell, Mean, Row, Table, decimals, mean_interval, number, percent, si, slug, unique
 
 if TYPE_CHECKING:
     from rematch.cards import Plot as PlotSpec
@@ -124,7 +124,7 @@ def _draw(
     return Figure(
         name=name,
         title=title,
-        caption=f"{spec.caption} Bars: {100 * confidence:g} % t intervals over seeds.".strip(),
+        caption=f"{spec.caption} Bars: {percent(confidence)} t intervals over seeds.".strip(),
         wide=wide,
         narrow=narrow,
         file=re.sub(r"var\((--[a-z0-9-]+)\)", lambda found: PALETTE[found[1]][0], wide),
@@ -165,14 +165,14 @@ def _x(spec: PlotSpec, level: LevelValue, part: str, matches: Sequence[Match]) -
 
 @dataclass(frozen=True)
 class Format:
-    """One of the two sizes: total width and height in pixels, and where the legend stands."""
+    """One of the two sizes, in pixels, and how many columns the legend has."""
 
     width: int
     height: int
-    legend: Literal["right", "bottom"]
+    legend_columns: int
 
 
-WIDE, NARROW = Format(720, 380, "right"), Format(340, 400, "bottom")
+WIDE, NARROW = Format(544, 420, 3), Format(340, 400, 2)
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,9 @@ class Drawing:
         def by_series(channel: Any, values: list[Any], legend: Any = None) -> Any:
             return channel("series:N", scale=alt.Scale(domain=labels, range=values), legend=legend, title=None)
 
-        narrow = form is NARROW
+        label_width = form.width // form.legend_columns - 25
         legend = alt.Legend(
-            orient=form.legend, columns=2 if narrow else 1, labelLimit=145 if narrow else 190, symbolSize=70
+            orient="bottom", columns=form.legend_columns, labelLimit=label_width, symbolOpacity=1, symbolDash=[1, 0]
         )
         x = alt.X(
             "x:Q" if numeric else "x:N",
@@ -243,15 +243,15 @@ class Drawing:
         )
 
     def _styles(self) -> dict[str, tuple[str, str]]:
-        """Colour and shape of each contender, in the order of the legend: by kind, then as in the card."""
-        names = list(dict.fromkeys(point.contender for point in self.points))
-        kinds = {name: self.card.spec.contenders[name].kind for name in names}
-        names.sort(key=lambda name: list(LINES).index(kinds[name]))
-        found: dict[str, tuple[str, str]] = {}
-        for index, name in enumerate(names):
+        """Colour and shape of each contender drawn, by kind: a contender looks the same in all plots of a paper."""
+        kinds = {name: spec.kind for name, spec in self.card.spec.contenders.items()}
+        drawn = {point.contender for point in self.points}
+        found = {}
+        for index, name in enumerate(sorted(kinds, key=lambda name: list(LINES).index(kinds[name]))):
             colours = LINES[kinds[name]].colours
-            rank = sum(kinds[other] == kinds[name] for other in found)
-            found[name] = (colours[rank % len(colours)], SHAPES[index % len(SHAPES)])
+            rank = [other for other in kinds if kinds[other] == kinds[name]].index(name)
+            if name in drawn:
+                found[name] = (colours[rank % len(colours)], SHAPES[index % len(SHAPES)])
         return found
 
     def _datum(self, point: Point) -> dict[str, Any]:
@@ -271,10 +271,10 @@ class Drawing:
 _TEXT = {"labelColor": "var(--soft)", "titleColor": "var(--ink)", "labelFontSize": 12, "titleFontSize": 12.5}
 _CONFIG: dict[str, Any] = {
     "aria": False,  # the figure itself has a text alternative
-    "background": None,
+    "background": "transparent",
     "font": FONT,
-    "padding": {"left": 4, "right": 4, "top": 22, "bottom": 4},
-    "view": {"stroke": None},
+    "padding": {"left": 4, "right": 12, "top": 22, "bottom": 4},
+    "view": {"strokeWidth": 0},
     "axis": {
         **_TEXT, "titleFontWeight": "normal", "gridColor": "var(--rule)", "domainColor": "var(--soft)",
         "tickColor": "var(--soft)", "tickSize": 4, "labelPadding": 5, "titlePadding": 10,

@@ -111,6 +111,8 @@ def items_path(records: Path) -> Path:
 
 def looks_whole(path: Path) -> bool:
     """Whether a file begins and ends like Parquet (cheap: 8 bytes are read)."""
+    if path.stat().st_size < 12:  # the two marks and the length of the footer
+        return False
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             return False

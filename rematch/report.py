@@ -19,13 +19,12 @@ from rematch.costs import cost_tables, harness_table, paper_costs
 from rematch.records import write_text
 from rematch.scoreboard import claim_table, pair_table
 from rematch.summary import Cells, Match, anchor, fold, metric_tables
-from rematch.tables import Cell, Row, Table, number, si, slug
+from rematch.tables import Cell, Row, Table, number, percent, si, slug
 
 if TYPE_CHECKING:
     import pandas as pd
     from jinja2 import Environment
 
-    from rematch.plots import Figure
     from rematch.verdicts import ClaimResult
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "reports" / "templates"
@@ -34,6 +33,17 @@ VERDICTS = {
     "reproduced": "●", "direction only": "◐", "no effect": "○", "contradicted": "✕", "inconclusive": "?", "not run": "–",
 }  # fmt: skip
 FORMATS = ("csv", "md", "tex")
+# CSS variable: (light, dark); text reaches 4.5:1 on ``--paper`` and ``--wash``. The others are those of the plots.
+PAGE_COLOURS = {
+    "--paper": ("#fbf9f4", "#161513"),
+    "--wash": ("#f0ebdf", "#25231f"),
+    "--line": ("#d9d2c3", "#3a3731"),
+    "--link": ("#8a2a0c", "#ff9d7a"),
+    "--good": ("#1c6138", "#7dd19b"),
+    "--partly": ("#14606b", "#79cbd6"),
+    "--bad": ("#a1200f", "#ff8d7a"),
+    "--open": ("#735300", "#dcbb57"),
+}
 
 
 @dataclass(frozen=True)
@@ -264,7 +274,7 @@ def _seeds_table(card: Card, axis: str, metrics: Sequence[str], matches: Sequenc
         texts = [number(match.values.get((name, ""), math.nan), 4) for name in shown]
         texts += [si(float(record["flops"])), number(float(record["flops_ratio"]), 3), si(float(record["train_flops"]))]
         texts += [number(float(record[key]), 1) for key in ("cpu_seconds", "seconds", "peak_memory_mb")]
-        status = Cell(match.status, status=match.status, reason=str(record["reason"]))
+        status = Cell(match.status, detail=str(record["reason"]), status=match.status)
         rows.append(Row(str(match.seed), (status, *(Cell(text) for text in texts))))
     labels = [card.spec.metrics[name].label for name in shown]
     columns = ("Status", *labels, "FLOPs", "FLOPs ratio", "Training FLOPs", "CPU s", "Wall s", "Peak MiB")
@@ -308,7 +318,7 @@ def _data_hashes(card: Card, cells: Cells) -> list[tuple[str, list[str]]]:
         for match in matches:
             if match.record["data_hash"]:
                 found.setdefault(axis, {})[str(match.record["data_hash"])] = None
-    return [(card.spec.axes[axis].label, sorted(hashes)) for axis, hashes in found.items()]  # type: ignore[index]
+    return [(card.spec.axes[axis].label, sorted(hashes)) for axis, hashes in found.items()]
 
 
 def _commit(run: dict[str, Any]) -> str:
@@ -321,7 +331,7 @@ def _formats(table: Table) -> dict[str, str]:
 
 
 def _common(tier: str, confidence: float) -> dict[str, Any]:
-    return {"tier": tier, "confidence": f"{100 * confidence:g} %", "formats": FORMATS}
+    return {"tier": tier, "confidence": percent(confidence), "formats": FORMATS}
 
 
 @cache
@@ -329,7 +339,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from rematch.plots import PALETTE
+    from rematch.plots import PALETTE  # not at the top: a page's colours are those of its plots
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -338,7 +348,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["palette"] = PALETTE
+    environment.globals["colours"] = PALETTE | PAGE_COLOURS
     environment.filters |= {
         "slug": slug,
         "commit": _commit,

@@ -43,54 +43,63 @@ def claim_table(card: Card, claims: Sequence[ClaimResult]) -> Table:
 def pair_table(card: Card, claims: Sequence[ClaimResult]) -> Table:
     """One row a comparison: each claim against each of its opponents."""
     rows = []
-    for claim in claims:
-        log = card.spec.metrics[claim.metric].scale == "log"
-        for pair in claim.pairs:
-            measured, interval, n, flops = _pair_cells(card, pair, log)
-            places = decimals(pair.estimate, (pair.high - pair.low) / 2)
-            seeds = Cell(interval_text(pair.t_low, pair.t_high, places))
-            items = Cell(interval_text(pair.item_low, pair.item_high, places))
-            won = Cell(f"{pair.cells_won} of {pair.n_cells}")
-            training = Cell(number(pair.train_flops_ratio, 3))
-            cells = (
-                replace(measured, detail=""),
-                interval,
-                seeds,
-                items,
-                n,
-                won,
-                Cell(p_value(pair.p)),
-                flops,
-                training,
-            )
-            rows.append(
-                Row(f"{claim.claim_id}: {pair_label(card, pair)}", (*cells, Cell(pair.verdict, reason=pair.why)))
-            )
+    for claim, pair in [(owner, pair) for owner in claims for pair in owner.pairs]:
+        places = decimals(pair.estimate, (pair.high - pair.low) / 2)
+        measured, interval, n, flops = _pair_cells(card, pair, card.spec.metrics[claim.metric].scale == "log")
+        texts = (
+            interval_text(pair.t_low, pair.t_high, places),
+            interval_text(pair.item_low, pair.item_high, places),
+            f"{pair.cells_won} of {pair.n_cells}" if pair.n_cells else "–",
+            p_value(pair.p),
+            number(pair.pessimistic, places, sign=True),
+            number(pair.train_flops_ratio, 3),
+        )
+        over_seeds, over_items, won, p, pessimistic, training = (Cell(text) for text in texts)
+        alone = Cell(pair.verdict, reason=pair.why)
+        cells = (
+            replace(measured, detail=""),
+            interval,
+            over_seeds,
+            over_items,
+            n,
+            won,
+            p,
+            pessimistic,
+            flops,
+            training,
+        )
+        rows.append(Row(f"{claim.claim_id}: {pair_label(card, pair)}", (*cells, alone)))
     return Table(
         name="pairs",
         title="The comparisons behind the verdicts",
         stub="Comparison",
         columns=(
-            "Difference", "Interval", "Over seeds", "Over items", "n", "Cells won", "p", "FLOPs ratio",
-            "Training FLOPs ratio", "Alone",
+            "Difference", "Interval", "Over seeds", "Over items", "n", "Cells won", "p", "Failures as worst",
+            "FLOPs ratio", "Training FLOPs ratio", "Verdict alone",
         ),
         rows=tuple(rows),
-        data=tuple({"claim_id": c.claim_id} | {n: getattr(pair, n) for n in _PAIR_FIELDS} for c in claims for pair in c.pairs),
-        caption="A positive difference is in favour of the claim. The interval is the wider of the two beside it.",
+        data=tuple(
+            {"claim_id": claim.claim_id} | {name: getattr(pair, name) for name in _PAIR_FIELDS}
+            for claim in claims
+            for pair in claim.pairs
+        ),
+        caption="A positive difference is in favour of the contender that is named first. The interval is the wider of those "
+        "over seeds and over items. Failures as worst: the difference if each failure of the contender counted as the "
+        "worst value seen in its cell.",
     )  # fmt: skip
 
 
 _PAIR_FIELDS = (
     "contender", "against", "estimate", "low", "high", "t_low", "t_high", "item_low", "item_high", "p", "n_seeds",
     "n_cells", "cells_won", "df", "flops_ratio", "train_flops_ratio", "n_missing", "deterministic", "verdict", "why",
+    "pessimistic",
 )  # fmt: skip
 
 
 def pair_label(card: Card, pair: PairResult) -> str:
-    """Who met whom, by their labels."""
-    names = card.spec.contenders
-    labels = [names[name].label if name in names else name for name in (pair.contender, pair.against) if name]
-    return " vs ".join(labels)
+    """Who met whom, by their labels; a claim about the contender alone is measured against its target."""
+    contender = card.spec.contenders[pair.contender].label
+    return f"{contender} vs {card.spec.contenders[pair.against].label if pair.against else 'its target'}"
 
 
 def p_value(p: float | None) -> str:
@@ -122,7 +131,7 @@ def _pair_cells(card: Card, pair: PairResult | None, log: bool) -> tuple[Cell, C
 def difference_text(value: float, places: int, log: bool) -> str:
     """A signed difference; one of logarithms with the percentage that it stands for."""
     text = number(value, places, sign=True)
-    return f"{text} log ({number(100 * math.expm1(value), 1, sign=True)} %)" if log else text
+    return f"{text} log ({number(100 * math.expm1(value), 1, sign=True)}\u00a0%)" if log else text
 
 
 def _reported_cell(claim: ClaimResult, log: bool) -> Cell:
@@ -130,4 +139,4 @@ def _reported_cell(claim: ClaimResult, log: bool) -> Cell:
     value = claim.reported_difference
     if value is None or math.isnan(value):
         return Cell(claim.reported_text or ("a claim of this harness" if claim.ours else "no number to be had"))
-    return Cell(difference_text(value, decimals(value), log), detail=claim.reported_text)
+    return Cell(difference_text(value, max(0, decimals(value) - 2), log), detail=claim.reported_text)

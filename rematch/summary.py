@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rematch.cards import Card, LevelValue, level_text
-from rematch.tables import NAN, Cell, Mean, Row, Table, decimals, mean_interval, number, slug, unique
+from rematch.tables import NAN, Cell, Mean, Row, Table, decimals, mean_interval, number, percent, slug, unique
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ def _metric_table(
         rows.append(Row(contender.label, tuple(row), contender.kind))
     direction = "" if metric.better == "neither" else f" ({metric.better} is better)"
     unit = f", in {metric.unit}" if metric.unit else ""
-    caption = f"{metric.label}{unit}{direction}: mean ± half-width of the {100 * confidence:g} % t interval over seeds."
+    caption = f"{metric.label}{unit}{direction}: mean ± half-width of the {percent(confidence)} t interval over seeds."
     if axis.budget is not None:
         caption += " Below it: realised FLOPs over the budget."
     return Table(
@@ -194,7 +194,7 @@ def _status_cell(matches: Sequence[Match]) -> Cell:
     for status in _SEVERITY:
         for match in matches:
             if match.status == status:
-                detail = missing(matches)
+                detail = f"n = 0 of {len(matches)}: {missing(matches)}"
                 if status == "unmatched":
                     detail += f", FLOPs ×{number(_mean_of(matches, 'flops_ratio'), 3)}"
                 return Cell(status, detail=detail, status=status, reason=str(match.record["reason"]))

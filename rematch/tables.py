@@ -21,7 +21,7 @@ NAN = float("nan")
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "×": r"$\times$",
-    "−": "$-$", "–": "--", "…": r"\ldots{}", "≥": r"$\geq$", "≤": r"$\leq$",
+    "−": "$-$", "–": "--", "…": r"\ldots{}", "\u00a0": "~", "≥": r"$\geq$", "≤": r"$\leq$",
 }  # fmt: skip
 
 
@@ -165,6 +165,11 @@ def number(value: float, places: int, *, sign: bool = False) -> str:
     tiny = value != 0 and abs(value) < 0.5 * 10**-places
     text = f"{value:{'+' if sign else ''}{'.2e' if tiny else f'.{places}f'}}"
     return text.replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """``95 %``, on one line."""
+    return f"{100 * share:g}\u00a0%"
 
 
 def si(value: float) -> str:

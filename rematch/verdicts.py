@@ -261,7 +261,7 @@ class _Judge:
         if self.tier == "smoke":
             return "The smoke tier shows shapes only: its matches are too small for a verdict."
         if self.tier in claim.not_at:
-            return f"Cannot be tested at tier {self.tier}: {claim.not_at[self.tier]}"  # type: ignore[index]
+            return f"Cannot be tested at tier {self.tier}: {claim.not_at[self.tier]}"
         if claim.axis not in played:
             return f"The axis {claim.axis} is not played at tier {self.tier}."
         axis = self.card.axis(claim.axis, self.tier)
@@ -314,7 +314,8 @@ class _Judge:
             flops_ratio=_mean_ratio(used, "flops_ratio"), train_flops_ratio=_mean_ratio(used, "train_flops_ratio"),
             deterministic=over_seeds.deterministic, verdict=verdict,
         )  # fmt: skip
-        return self._explained(result, absent, over_seeds.n_dropped, statistics.describe(pairs))
+        description = statistics.describe(pairs) if against else None
+        return self._explained(result, absent, over_seeds.n_dropped, description)
 
     def _has_reported_size(self, against: str, interval: Interval) -> bool:
         """Whether sizes are comparable and the interval overlaps the reported one, which is about this opponent."""

@@ -74,6 +74,7 @@ def submit(arguments: list[str]) -> int | None:
     address = os.environ.get(ADDRESS)
     if not address:
         return None
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every job: they end without a traceback each
     answer = b""
     try:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rematch.verdicts import PairResult
 
 _HUGE = 1e4  # percent; beyond it a log ratio says only that one side diverged
+_LARGEST_EXPONENT = 700.0  # exp overflows just above
+_MINUS = "\u2212"
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,27 @@ class Terms:
     def number(self, difference: float) -> str:
         """A difference without its unit; a log ratio in percent."""
         if self.metric.scale == "linear":
-            return f"{difference:.3g}".replace("-", "\u2212")
-        percent = 100 * math.expm1(min(difference, 700.0))  # exp overflows just above
+            return f"{difference:.3g}".replace("-", _MINUS)
+        percent = 100 * math.expm1(min(difference, _LARGEST_EXPONENT))
         if percent >= _HUGE:
             return f"over {_HUGE:,.0f}"
         text = f"{percent:.1f}" if abs(percent) >= 0.1 else f"{percent:.1g}"
-        return text.replace("-", "\u2212")
+        return text.replace("-", _MINUS)
 
     def amount(self, difference: float) -> str:
         return self.number(difference) + self.unit
 
     def span(self, low: float, high: float) -> str:
         return f"{self.number(low)} to {self.amount(high)}"
+
+    def value(self, deviation: float) -> str:
+        """The metric's own value, that far from the target."""
+        if self.metric.scale == "log":
+            return f"{self.target * math.exp(min(deviation, _LARGEST_EXPONENT)):.4g}"
+        return f"{self.target + deviation:.4g}".replace("-", _MINUS)
+
+    def value_span(self, low: float, high: float) -> str:
+        return f"{self.value(low)} to {self.value(high)}"
 
 
 def explain(
@@ -92,7 +103,7 @@ def explain(
 
 
 def listed(absent: Mapping[tuple[str, str, str], int]) -> str:
-    """``Simba failed at 0.4 (2 of the pairs), Dense Mamba unmatched at 0.4, 0.7 (10 ...)``, without repeating names."""
+    """``Simba failed at 0.4 (2 matches); Dense Mamba unmatched at 0.4, 0.7 (10 matches)``."""
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for (who, reason, level), count in absent.items():
         groups.setdefault((who, reason), {})[level] = count
@@ -104,28 +115,27 @@ def listed(absent: Mapping[tuple[str, str, str], int]) -> str:
 
 def _measured(terms: Terms, pair: PairResult) -> str:
     if not terms.against:
-        value = terms.target + pair.estimate
-        if terms.metric.scale == "log":
-            value = terms.target * math.exp(min(pair.estimate, 700.0))
-        unit = f" {terms.metric.unit}" if terms.metric.unit else ""
-        return f"{terms.what} of {terms.contender} was {value:.4g}{unit}, the target {terms.target:.4g}{unit}"
+        goal = terms.value(0.0) + (f" {terms.metric.unit}" if terms.metric.unit else "")
+        return f"{terms.what} of {terms.contender} was {terms.value(pair.estimate)} against a target of {goal}"
     if pair.estimate == 0:
         return f"{terms.contender} and {terms.against} were level in {terms.what}"
     ahead = pair.estimate > 0
     verb = ("beat" if ahead else "lost to") if _clear(pair) else ("was ahead of" if ahead else "was behind")
-    size = terms.number(pair.estimate).removeprefix("\u2212") + terms.unit
+    size = terms.amount(pair.estimate).removeprefix(_MINUS)
     return f"{terms.contender} {verb} {terms.against} by {size} in {terms.what}"
 
 
 def _evidence(terms: Terms, pair: PairResult) -> str:
+    parts = []
+    if math.isfinite(pair.low):
+        span = terms.span if terms.against else terms.value_span
+        over_items = (pair.low, pair.high) != (pair.t_low, pair.t_high)
+        over = "interval over test items" if over_items else "interval"
+        parts.append(f"{100 * terms.confidence:g} % {over} {span(pair.low, pair.high)}")
     seeds = _count(pair.n_seeds, "seed")
-    known = math.isfinite(pair.low)
-    parts = [f"{100 * terms.confidence:g} % interval {terms.span(pair.low, pair.high)}"] if known else []
-    if known and (pair.low, pair.high) != (pair.t_low, pair.t_high):
-        parts.append("over test items")
     parts.append(f"{seeds} without any difference between them" if pair.deterministic else seeds)
-    won = "levels won" if terms.against else "levels within the margin"
-    parts.append(f"{pair.cells_won} of {pair.n_cells} {won}")
+    won = "won" if terms.against else "within the margin"
+    parts.append(f"{pair.cells_won} of {_count(pair.n_cells, 'level')} {won}")
     return ", ".join(parts)
 
 

@@ -89,8 +89,8 @@ def test_status_reports_cost_and_overhead(smoke_root: Path) -> None:
 
 
 def test_editing_a_method_plays_its_matches_and_nothing_else(smoke_root: Path) -> None:
-    """A dry run after a change of ``methods/simba.py`` plans the matches of contenders that use it, and no others."""
-    method = smoke_root / "methods" / "simba.py"
+    """A dry run after a change of ``methods/simba/`` plans the matches of contenders that use it, and no others."""
+    method = smoke_root / "methods" / "simba" / "model.py"
     before = method.read_text(encoding="utf-8")
     try:
         method.write_text(before + "\n\n# A remark.\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rematch.cards import Card, level_text
 from rematch.report import PaperResults
@@ -55,16 +56,15 @@ axes:
     label: Equal inference FLOPs
     level_label: Share of the parent's FLOPs
     levels: [0.4, 0.55, 0.7]
-    contenders: [simba, dense, merge, depth_pruning, transformer, parent, uniform, random]
+    contenders: [simba, dense, merge, depth_pruning, transformer, uniform, random]
     metrics: [perplexity, accuracy, keep_ratio]
     budget: {reference: parent, share: level}
   ood:
     label: Longer contexts than trained on
     level_label: Context length in tokens
     levels: [512, 1024, 2048]
-    contenders: [simba, dense, transformer, uniform]
+    contenders: [simba, dense, transformer, parent, uniform]
     metrics: [perplexity]
-    budget: {reference: parent, share: 0.55}
   memory_time:
     label: How far information flows, and what it costs
     level_label: Context length in tokens
@@ -82,7 +82,7 @@ claims:
     margin: 0.01
     reported_text: better along the whole FLOPs-accuracy curve
   C2: {<<: *claim, statement: "Perplexity is lower at equal FLOPs, over context lengths.", axis: ood, metric: perplexity, margin: 0.02}
-  C3: {<<: *claim, statement: "Small models can beat their own unpruned parent.", against: [parent]}
+  C3: {<<: *claim, statement: "Small models can beat their own unpruned parent.", axis: ood, metric: perplexity, against: [parent]}
   C4: {<<: *claim, statement: "A linear hierarchy beats uniform pruning.", against: [uniform], metric: perplexity, margin: 0.02}
   C5: {<<: *claim, statement: "The global-impact criterion beats a random one.", against: [random], metric: perplexity, margin: 0.02}
   C6: {<<: *claim, statement: "Information flows further in the sparse layers.", axis: memory_time, metric: influence, slice: distance=256, against: [parent]}
@@ -150,7 +150,8 @@ def make_card(root: Path, reported: str = REPORTED_ROWS) -> Card:
     """The made-up paper's room under ``root``, and its validated card."""
     room = root / "workflows" / PAPER
     room.mkdir(parents=True)
-    (room / "card.yaml").write_text(CARD, encoding="utf-8")
+    plain = yaml.safe_dump(yaml.safe_load(CARD), sort_keys=False)  # cards know no merge keys
+    (room / "card.yaml").write_text(plain, encoding="utf-8")
     (room / "arena.py").write_text(ARENA, encoding="utf-8")
     (room / "reported.csv").write_text(REPORTED_HEADER + reported, encoding="utf-8")
     return Card(room, root)

@@ -1,0 +1,1 @@
+"""The papers' methods: each is usable alone."""

@@ -1,0 +1,238 @@
+"""The report: what its pages hold, that they load nothing, and that a rerun gives the same bytes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import synthetic
+
+from rematch.plots import PALETTE, draw_all
+from rematch.report import PAGE_COLOURS, VERDICTS, PaperResults, render, render_index
+from rematch.schema import COLUMNS
+from rematch.summary import fold
+
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+
+class Page(HTMLParser):
+    """A page's links, ids and balance of tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        for name in ("href", "src"):
+            if found.get(name):
+                self.links.append(str(found[name]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, self.getpos()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> PaperResults:
+    return synthetic.make_results(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def out(results: PaperResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports") / "mini"
+    render([results], folder, tier="mini")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["index.html", "simba.html"])
+def page(out: Path, request: pytest.FixtureRequest) -> Page:
+    return Page(out / request.param)
+
+
+def test_files(out: Path, results: PaperResults) -> None:
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    for table in ("claims", "pairs", "perplexity-at-equal-flops", "costs-flops-matched", "costs-jobs"):
+        assert {f"tables/simba/{table}.{kind}" for kind in ("csv", "md", "tex")} <= written
+    assert len(list(out.glob("plots/simba/*.svg"))) == len(results.card.spec.plots)
+    assert not [name for name in written if "tmp" in name]
+
+
+def test_html_is_well_formed_and_loads_nothing(page: Page) -> None:
+    assert not page.open
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"<script|@import|url\((?!#)", page.text)
+    assert {tag for tag, _ in page.tags} & {"img", "iframe", "object", "embed", "video", "audio"} == set()
+    for link in page.links:
+        assert not re.match(r"(?!data:,)[a-z]+:|//", link), link
+
+
+def test_every_link_leads_somewhere(page: Page, out: Path) -> None:
+    for link in page.links:
+        target, _, fragment = link.partition("#")
+        if target == "data:,":
+            continue
+        assert not target or (out / target).is_file(), link
+        if fragment:
+            ids = page.ids if not target else Page(out / target).ids
+            assert fragment in ids, link
+
+
+def test_accessible_structure(page: Page) -> None:
+    tags = [tag for tag, _ in page.tags]
+    assert {"main", "header", "footer", "nav"} <= set(tags)
+    assert tags.count("h1") == 1
+    first_link = next(attributes for tag, attributes in page.tags if tag == "a")
+    assert first_link == {"class": "skip", "href": "#content"}
+    assert tags.count("table") == tags.count("caption")
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert all(below <= above + 1 for above, below in zip(levels, levels[1:], strict=False))
+
+
+def test_every_number_leads_to_its_matches(out: Path, results: PaperResults) -> None:
+    page = Page(out / "simba.html")
+    cells = [link for link in page.links if link.startswith("#m-")]
+    assert len(cells) >= 7 * 3 * 2 + 5 * 3 + 2 * 7
+    for axis, entry in results.card.spec.axes.items():
+        for contender in entry.contenders:
+            for level in entry.levels:
+                command = f"rematch audit simba/{axis}/{contender}/{level} --tier mini"
+                assert command in page.text
+    assert "ValueError: &lt;tokens&gt; &amp; pairs do not match" in page.text
+    for fact in (synthetic.RUN, synthetic.DATA_HASH, "0123456789abcdef", "with uncommitted changes", "2.13.0"):
+        assert fact in page.text
+
+
+def test_text_from_records_is_escaped(page: Page) -> None:
+    assert "<tokens>" not in page.text
+    assert "A CPU <model>" not in page.text
+
+
+def test_board_shows_every_claim_and_the_tally_adds_up(page: Page, results: PaperResults) -> None:
+    for claim in results.claims:
+        assert claim.statement in page.text
+    counts = [int(n) for n in re.findall(r"</dt><dd>(\d+)</dd>", page.text)[:6]]
+    assert counts == [sum(claim.verdict == word for claim in results.claims) for word in VERDICTS]
+    assert "[+0.013, +0.035]" in page.text
+
+
+def test_a_rerun_gives_the_same_bytes(results: PaperResults, out: Path, tmp_path: Path) -> None:
+    for path in render([results], tmp_path, tier="mini"):
+        assert path.read_bytes() == (out / path.relative_to(tmp_path)).read_bytes(), path.name
+
+
+def test_deviations_and_unplayed_views_are_named(tmp_path: Path) -> None:
+    smoke = synthetic.make_results(tmp_path / "root", tier="smoke", seeds=2)
+    render([smoke], tmp_path / "out", tier="smoke")
+    for name in ("index.html", "simba.html"):
+        assert "Shapes only, no verdicts." in (tmp_path / "out" / name).read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "simba.html").read_text(encoding="utf-8")
+    assert "Not played at this tier: Perplexity on longer contexts; Influence by distance" in text
+    assert smoke.card.spec.deviations[0].replace("'", "&#39;") in text
+
+
+def test_the_banner_is_smokes_alone(out: Path) -> None:
+    assert "Shapes only" not in (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["all failed", "nothing was played"])
+def test_a_failed_paper_still_renders(results: PaperResults, tmp_path: Path, how: str) -> None:
+    records = results.records.drop_duplicates(["axis", "contender", "level", "seed"]).copy()
+    records[["status", "reason", "metric", "slice"]] = ["failed", "out of memory", "", ""]
+    if how == "nothing was played":
+        records = pd.DataFrame([], columns=list(COLUMNS))
+    failed = replace(results, records=records, claims=[], provenance=[], job_costs=results.job_costs.iloc[:0])
+    render([failed], tmp_path, tier="mini")
+    page = Page(tmp_path / "simba.html")
+    assert "No verdicts: nothing was judged." in page.text
+    assert "Nothing to draw" in page.text
+    assert ("out of memory" in page.text) == (how == "all failed")
+    assert not page.open
+    assert not Page(tmp_path / "index.html").open
+
+
+def test_an_index_over_no_paper(tmp_path: Path) -> None:
+    (path,) = render_index([], tmp_path, tier="mini")
+    assert "No paper has been judged" in path.read_text(encoding="utf-8")
+
+
+# -- plots ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_draw_what_was_measured(results: PaperResults) -> None:
+    figures = {f.name: f for f in draw_all(results.card, "mini", fold(results.records))}
+    flops = figures["perplexity-against-flops"]
+    # A failed seed leaves a point, an unmatched level does not: 7 contenders x 3 levels, less one.
+    assert len(flops.table.rows) == 20
+    assert flops.wide.count('role="graphics-symbol"') == 0
+    for data in flops.table.data:
+        assert data["low"] < data["mean"] < data["high"]
+    shares = sorted(d["x"] / 2.4e9 for d in flops.table.data if d["contender"] == "simba")
+    assert shares == pytest.approx([0.4, 0.55, 0.7], rel=0.01)
+    kept = figures["tokens-kept-by-layer"]
+    assert [d["x"] for d in kept.table.data if d["contender"] == "simba"] == list(range(8))
+    assert "Simba: 1.000 at 0 to 0.100 at 7." in kept.alt
+    assert {d["contender"] for d in kept.table.data} == {"simba", "uniform"}
+
+
+def test_a_drawing_follows_the_theme_and_its_file_stands_alone(results: PaperResults) -> None:
+    for figure in draw_all(results.card, "mini", fold(results.records)):
+        used = set(re.findall(r"var\((--[\w-]+)\)", figure.wide))
+        assert "--method" in used
+        assert used <= set(PALETTE)
+        assert "var(" not in figure.file
+        assert PALETTE["--method"][0] in figure.file
+
+
+def test_a_contender_looks_the_same_in_every_plot(results: PaperResults) -> None:
+    figures = {f.name: f.wide for f in draw_all(results.card, "mini", fold(results.records))}
+    used = [set(re.findall(r"var\((--baseline-\d)\)", svg)) for svg in figures.values()]
+    # Only the dense Mamba (1) and the Transformer (4) play on longer contexts.
+    assert used[0] == {f"--baseline-{i}" for i in range(1, 5)}
+    assert used[2] == {"--baseline-1", "--baseline-4"}
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast_reaches_wcag_aa(theme: int) -> None:
+    paper, wash = PAGE_COLOURS["--paper"][theme], PAGE_COLOURS["--wash"][theme]
+    text = {**{n: PALETTE[n] for n in ("--ink", "--soft")}, **PAGE_COLOURS}
+    for name in ("--ink", "--soft", "--link", "--good", "--partly", "--bad", "--open"):
+        assert contrast(text[name][theme], paper) >= 4.5, name
+        assert contrast(text[name][theme], wash) >= 4.5, name
+    for name in PALETTE.keys() - {"--rule"}:
+        assert contrast(PALETTE[name][theme], paper) >= 3, name
