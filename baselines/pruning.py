@@ -40,18 +40,12 @@ class Tokens:
         """The mask of the context, (batch, W), or None."""
         return None if self.mask is None else self.mask[:, : self.width]
 
-    def rows(self) -> list[Tensor]:
-        """For each row, the columns of the input that its real context tokens came from."""
-        if self.context_mask is None:
-            return list(self.positions[:, : self.width])
-        return [row[real] for row, real in zip(self.positions[:, : self.width], self.context_mask, strict=True)]
-
     def put(self, tokens: Tokens) -> Tokens:
         """These tokens, where ``tokens`` are some of them with a newer residual stream."""
-        places = tokens.positions[:, :, None].expand_as(tokens.hidden)
         hidden = tokens.hidden
         if tokens.mask is not None:
-            hidden = torch.where(tokens.mask[:, :, None], hidden, self.hidden.gather(1, places))
+            hidden = torch.where(tokens.mask[:, :, None], hidden, _take(self.hidden, tokens.positions))
+        places = tokens.positions[:, :, None].expand_as(hidden)
         return replace(self, hidden=self.hidden.scatter(1, places, hidden))
 
     def keep(self, kept: Tensor, counts: list[int], hidden: Tensor | None = None) -> Tokens:
@@ -67,11 +61,18 @@ class Tokens:
         columns = kept.long().argsort(dim=1, stable=True)[:, -width:]
         hidden = self.hidden if hidden is None else hidden
         return Tokens(
-            hidden=hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2])),
+            hidden=_take(hidden, columns),
             positions=self.positions.gather(1, columns),
             mask=None if min(counts) == max(counts) else kept.gather(1, columns),
             n_protected=self.n_protected,
         )
+
+
+def _take(hidden: Tensor, columns: Tensor) -> Tensor:
+    """The given columns (batch, n) of (batch, length, d_model). Whole rows are copied, which ``gather`` does not do."""
+    batch, length, width = hidden.shape
+    rows = torch.arange(batch, device=hidden.device)[:, None] * length + columns
+    return hidden.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)
 
 
 def keep_top(scores: Tensor, counts: list[int], mask: Tensor | None = None) -> Tensor:
@@ -119,6 +120,12 @@ def random_scores(input_ids: Tensor, mask: Tensor | None, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(content)
         scores[row, len(ids) - len(real) :] = torch.rand(len(real), generator=generator)
     return scores.to(input_ids.device)
+
+
+def first(trace: Trace, length: int) -> Trace:
+    """The trace of the first tokens only."""
+    x, dt, A, B, C, z = trace
+    return Trace(x[:, :length], dt[:, :length], A, B[:, :length], C[:, :length], z[:, :length])
 
 
 def step_size(trace: Trace) -> Tensor:

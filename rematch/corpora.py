@@ -21,7 +21,8 @@ from zlib import crc32
 
 import numpy as np
 
-Kind = Literal["code", "reference", "docstrings"]
+Kind = Literal["code", "reference", "docstrings", "text"]
+"""What a document is; ``text`` is one that came from elsewhere than the Python installation."""
 
 SKIPPED = (
     "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings", "ensurepip",
@@ -29,7 +30,17 @@ SKIPPED = (
 )  # fmt: skip
 """Folders that are left out: tests, vendored and generated code, tables of characters."""
 
-BUILTIN_MODULES = ("builtins", "itertools", "math", "time", "_collections", "_functools", "_operator", "_thread", "_codecs")
+BUILTIN_MODULES = (
+    "builtins",
+    "itertools",
+    "math",
+    "time",
+    "_collections",
+    "_functools",
+    "_operator",
+    "_thread",
+    "_codecs",
+)
 """Modules written in C whose docstrings stand in no source file."""
 
 SHINGLE_WORDS = 8
@@ -98,7 +109,9 @@ def split_documents(
     for group in sorted(groups, key=lambda g: _hash("split:" + documents[g[0]].path)):
         size = sum(len(documents[i].text) for i in group)
         # A quarter of a part at most is one group, or a few large files would be all of it.
-        part = next((name for name, left in room.items() if left > 0 and size <= max(left, 0.25 * total * test)), "train")
+        part = next(
+            (name for name, left in room.items() if left > 0 and size <= max(left, 0.25 * total * test)), "train"
+        )
         if part in room:
             room[part] -= size
         parts[part] += [documents[i] for i in group]

@@ -11,7 +11,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from rematch.cards import Card, LevelValue, level_text
 from rematch.summary import Cells, Match, finite_mean, levels_of, ok_values, slice_number, slices_of
@@ -190,14 +191,22 @@ class Drawing:
         """Draw, with the colours as CSS variables."""
         import vl_convert
 
-        return vl_convert.vegalite_to_svg(self._chart(form).to_dict())
+        columns = {"columns": form.legend_columns, "labelLimit": form.width // form.legend_columns - 25}
+        config = _CONFIG | {"legend": _CONFIG["legend"] | columns}
+        return vl_convert.vegalite_to_svg(
+            self._specification | {"width": form.width, "height": form.height, "config": config}
+        )
 
-    def _chart(self, form: Format) -> Any:
+    @cached_property
+    def _specification(self) -> dict[str, Any]:
+        """The chart in Vega-Lite's terms, without its size and theme."""
         import altair as alt
 
         styles = self._styles()
         labels = [self.card.spec.contenders[name].label for name in styles]
-        numeric = all(isinstance(point.x, float) for point in self.points)
+        numbers = [point.x for point in self.points if isinstance(point.x, float)]
+        numeric = len(numbers) == len(self.points)
+        scale: Literal["log", "linear"] = "log" if self.log_x and min(numbers, default=0.0) > 0 else "linear"
         # What comes later is drawn on top: the method last.
         order = sorted(styles, key=lambda name: list(LINES).index(self.card.spec.contenders[name].kind), reverse=True)
         ranked = sorted(self.points, key=lambda point: order.index(point.contender))
@@ -206,41 +215,33 @@ class Drawing:
         def by_series(channel: Any, values: list[Any], legend: Any = None) -> Any:
             return channel("series:N", scale=alt.Scale(domain=labels, range=values), legend=legend, title=None)
 
-        label_width = form.width // form.legend_columns - 25
-        legend = alt.Legend(
-            orient="bottom", columns=form.legend_columns, labelLimit=label_width, symbolOpacity=1, symbolDash=[1, 0]
-        )
         x = alt.X(
             "x:Q" if numeric else "x:N",
             axis=alt.Axis(title=self.x_title, grid=False, **self._ticks(numeric)),
-            scale=alt.Scale(type="log" if self.log_x else "linear", zero=False, nice=False, padding=14)
-            if numeric
-            else alt.Undefined,
+            scale=alt.Scale(type=scale, zero=False, nice=False, padding=14) if numeric else alt.Undefined,
             sort=None,
         )
         y_axis = alt.Axis(
             title=self.y_title, titleAngle=0, titleAlign="left", titleAnchor="end", titleX=-34, titleY=-12
         )
         y = alt.Y("y:Q", axis=y_axis, scale=alt.Scale(zero=False, nice=True))
+        legend = alt.Legend(symbolOpacity=1, symbolDash=[1, 0])
         colour = by_series(alt.Color, [f"var({s[0]})" for s in styles.values()], legend)
         shape = by_series(alt.Shape, [s[1] for s in styles.values()], legend)
         lines = [LINES[self.card.spec.contenders[name].kind] for name in styles]
         base = alt.Chart(data).encode(x, color=colour)
-        return (
-            alt.layer(
-                base.mark_rule(strokeWidth=1.3, opacity=0.75).encode(y=alt.Y("low:Q"), y2="high:Q"),
-                base.mark_line().encode(
-                    y=y,
-                    strokeWidth=by_series(alt.StrokeWidth, [line.width for line in lines]),
-                    strokeDash=by_series(alt.StrokeDash, [list(line.dash) for line in lines]),
-                ),
-                base.mark_point(filled=True, opacity=1).encode(
-                    y=y, shape=shape, size=by_series(alt.Size, [line.size for line in lines])
-                ),
-            )
-            .properties(width=form.width, height=form.height, autosize={"type": "fit", "contains": "padding"})
-            .configure(**_CONFIG)
+        chart = alt.layer(
+            base.mark_rule(strokeWidth=1.3, opacity=0.75).encode(y=alt.Y("low:Q"), y2="high:Q"),
+            base.mark_line().encode(
+                y=y,
+                strokeWidth=by_series(alt.StrokeWidth, [line.width for line in lines]),
+                strokeDash=by_series(alt.StrokeDash, [list(line.dash) for line in lines]),
+            ),
+            base.mark_point(filled=True, opacity=1).encode(
+                y=y, shape=shape, size=by_series(alt.Size, [line.size for line in lines])
+            ),
         )
+        return chart.properties(autosize={"type": "fit", "contains": "padding"}).to_dict()
 
     def _styles(self) -> dict[str, tuple[str, str]]:
         """Colour and shape of each contender drawn, by kind: a contender looks the same in all plots of a paper."""
@@ -280,7 +281,10 @@ _CONFIG: dict[str, Any] = {
         "tickColor": "var(--soft)", "tickSize": 4, "labelPadding": 5, "titlePadding": 10,
     },
     "axisY": {"domain": False, "ticks": False, "tickCount": 5},
-    "legend": {**_TEXT, "labelColor": "var(--ink)", "rowPadding": 6, "columnPadding": 12, "symbolStrokeWidth": 1},
+    "legend": {
+        **_TEXT, "labelColor": "var(--ink)", "orient": "bottom", "rowPadding": 6, "columnPadding": 12,
+        "symbolStrokeWidth": 0,
+    },
 }  # fmt: skip
 
 

@@ -197,6 +197,8 @@ def pessimistic_estimate(
     """
     failed = records[(records["contender"] == contender) & records["status"].isin(["failed", "timeout"])]
     lost = {*zip(failed["level"], failed["seed"], strict=True)}
+    if not lost:
+        return None
     theirs = usable(records, metric, slice, against, levels)
     lost &= {*zip(theirs["level"], theirs["seed"], strict=True)}
     if not lost:
@@ -322,19 +324,11 @@ def item_differences(
         Shape (items, pairs): columns (level, seed), NaN where a pair lacks an item that others have. None where a pair
         has no items: the mean over the others would be another quantity than that of the records.
     """
-    arms = [contender] if against is None else [contender, against]
-    mine = items[(items["metric"] == metric) & (items["slice"] == slice) & items["contender"].isin(arms)]
-    # Not pivot_table: it would average an item that stands there twice, where this is an error.
-    wide = mine.pivot(index="item", columns=["contender", "level", "seed"], values="score").sort_index()  # noqa: PD010
-    keys = [*zip(pairs["level"], pairs["seed"], strict=True)]
-    if any((arm, *key) not in wide.columns for arm in arms for key in keys):
-        return None
-    found = {
-        key: wide[(contender, *key)] - (target if against is None else wide[(against, *key)]) for key in keys
-    }  # fmt: skip
-    frame = pd.DataFrame(found) * (_SIGN[direction] if against is not None else 1.0)
-    frame.columns = pd.MultiIndex.from_tuples(keys, names=["level", "seed"])
-    return None if frame.isna().all().any() else frame.dropna(how="all")
+    mine = items[(items["metric"] == metric) & (items["slice"] == slice)]
+    keys = pd.MultiIndex.from_frame(pairs[["level", "seed"]])
+    ours = _scores(mine, contender, keys)
+    frame = ours - target if against is None else (ours - _scores(mine, against, keys)) * _SIGN[direction]
+    return None if frame.isna().all().any() else frame.dropna(how="all").sort_index()
 
 
 def item_bootstrap(
@@ -434,6 +428,13 @@ def describe(differences: pd.DataFrame) -> Description | None:
 
     values = differences["difference"].to_numpy()
     return Description(float(trim_mean(values, 0.25)), float(np.mean((values > 0) + 0.5 * (values == 0))))
+
+
+def _scores(items: pd.DataFrame, contender: str, keys: pd.MultiIndex) -> pd.DataFrame:
+    """Scores of one contender, shape (items, pairs); a pair without items is a column of NaN."""
+    mine = items[items["contender"] == contender]
+    # Not pivot_table: it would average an item that stands there twice, where this is an error.
+    return mine.pivot(index="item", columns=["level", "seed"], values="score").reindex(columns=keys)  # noqa: PD010
 
 
 def _mean_of_cells(differences: pd.DataFrame) -> float:

@@ -180,8 +180,11 @@ def _correct(results: list[ClaimResult], confidence: float) -> list[ClaimResult]
     for index, p in zip(tested, adjusted, strict=True):
         result = replace(results[index], p_holm=p)
         if p > 1 - confidence and result.verdict in (*SUPPORTED, NO_EFFECT, CONTRADICTED):
-            note = f"Alone this would read '{result.verdict}' (p = {result.p_raw:.2g}), but it does not survive Holm's "
-            note += f"correction over the {len(tested)} claims tested (adjusted p = {p:.2g})."
+            chosen = len(result.pairs) > 1 and result.verdict in (NO_EFFECT, CONTRADICTED)
+            among = f", chosen among {len(result.pairs)} opponents" if chosen else ""
+            claims = f"{len(tested)} tested claim{'s' if len(tested) > 1 else ''}"
+            note = f"Alone this would read '{result.verdict}', but its p ({result.p_raw:.2g}{among}) is {p:.2g} "
+            note += f"after Holm's correction over {claims}."
             result = replace(result, verdict=INCONCLUSIVE, why=f"{result.why} {note}")
         corrected[index] = result
     return corrected

@@ -160,7 +160,7 @@ def _because(terms: Terms, pair: PairResult) -> str:
         if pair.deterministic:
             return ": neither seeds nor test items vary, so there is no interval"
         return ": an interval needs two seeds that every level has"
-    floor = f"; with so few seeds a sign-flip test could not go below p = {sign_flip_floor(pair.n_seeds):.2g} either"
+    floor = f"; a sign-flip test of so few seeds could not go below p = {sign_flip_floor(pair.n_seeds):.2g}"
     edge = f"the edge of {margin}" if terms.kind == "within" else "0" if terms.kind == "better" else _minus(terms)
     return f": the interval includes {edge}{floor if pair.n_seeds < 6 else ''}"
 

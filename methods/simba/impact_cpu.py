@@ -19,9 +19,9 @@ _ZERO = np.float32(0.0)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _impact(x: np.ndarray, dt: np.ndarray, rate: np.ndarray, B: np.ndarray, C_last: np.ndarray, dy: np.ndarray) -> None:
-    """Fill dy (batch, length, E); ``rate`` is A in units of log2, (N, E)."""
-    batch, length, channels = x.shape
+def _impact(x: np.ndarray, dt: np.ndarray, rate: np.ndarray, B: np.ndarray, C: np.ndarray, dy: np.ndarray) -> None:
+    """Fill dy (batch, n_context, E); ``rate`` is A in units of log2, (N, E)."""
+    batch, n_context, channels = dy.shape
     entries = rate.shape[0]
     remaining = np.empty(BLOCK, np.float32)
     total = np.empty(BLOCK, np.float32)
@@ -34,11 +34,11 @@ def _impact(x: np.ndarray, dt: np.ndarray, rate: np.ndarray, B: np.ndarray, C_la
             for n in range(entries):
                 for e in range(width):
                     a[n, e] = rate[n, first + e]
-            for t in range(length - 1, -1, -1):
+            for t in range(n_context - 1, -1, -1):
                 for e in range(width):
                     total[e] = _ZERO
                 for n in range(entries):
-                    weight = C_last[b, n] * B[b, t, n]
+                    weight = C[b, n_context - 1, n] * B[b, t, n]
                     for e in range(width):
                         total[e] += weight * exp2(remaining[e] * a[n, e])
                 for e in range(width):
@@ -47,9 +47,9 @@ def _impact(x: np.ndarray, dt: np.ndarray, rate: np.ndarray, B: np.ndarray, C_la
                     remaining[e] += step
 
 
-def forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor:
+def forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, n_context: int) -> Tensor:
     """As ``impact.reference``, for contiguous float32 tensors on CPU."""
-    dy = x.new_empty(x.shape)
+    dy = x.new_empty(x.shape[0], n_context, x.shape[2])
     rate = (A * float(LOG2_E)).T.contiguous()
-    _impact(*(tensor.detach().numpy() for tensor in (x, dt, rate, B, C_last, dy)))
+    _impact(*(tensor.detach().numpy() for tensor in (x, dt, rate, B, C, dy)))
     return dy

@@ -158,7 +158,11 @@ class Simba:
     def kept(self, input_ids: Tensor, n_continuation: int, attention_mask: Tensor | None = None) -> list[list[Tensor]]:
         """The context tokens that each layer reads: for each layer and row, their columns of the input, ascending."""
         ids, mask = stack.split(input_ids, n_continuation, attention_mask)
-        return self._run(ids, mask, input_ids.shape[1] - n_continuation).kept
+        layers = self._run(ids, mask, input_ids.shape[1] - n_continuation).kept
+        return [
+            list(columns) if real is None else [row[own] for row, own in zip(columns, real, strict=True)]
+            for columns, real in layers
+        ]
 
     def notes(self) -> dict[str, float | str]:
         """The knobs, as turned, and the mean keep ratio of the layers."""
@@ -187,7 +191,7 @@ class Simba:
         dense: tuple[Tokens, Tensor] | None = None  # of ``reversed``: all tokens, and their scores
         run = _Run()
         for layer, block in enumerate(self.model.backbone.layers):
-            run.kept.append(tokens.rows())
+            run.kept.append((tokens.positions[:, : tokens.width], tokens.context_mask))
             hidden, output = stack.block_forward(block, tokens.hidden, tokens.mask)
             tokens = replace(tokens, hidden=hidden)
             run.states.append((output.conv_state.clone(), output.ssm_state))
@@ -215,21 +219,18 @@ class Simba:
 
     @torch.no_grad()
     def _scores(self, tokens: Tokens, block: Any, trace: Trace, fixed: Tensor | None) -> Tensor:
-        """How much each context token is worth keeping, (batch, W). The trace is cut at T: nothing after it is seen."""
+        """How much each context token is worth keeping, (batch, W). Of the trace nothing after T is read."""
         width = tokens.width
         if fixed is not None:
             return fixed.gather(1, tokens.positions[:, :width])
         if self.criterion == "residual_norm":
             return tokens.hidden[:, :width].float().norm(dim=-1)
-        x, dt, A, B, C, z = trace
-        trace = Trace(x[:, :width], dt[:, :width], A, B[:, :width], C[:, :width], z[:, :width])
-        if self.criterion == "dt":
-            return pruning.step_size(trace)
-        if self.criterion == "x_norm":
-            return pruning.input_norm(trace)
+        if self.criterion == "global":
+            return self._reduce(global_impact(trace, width), trace.z[:, width - 1 : width], block.mixer)
+        trace = pruning.first(trace, width)
         if self.criterion == "local":
             return self._reduce(pruning.local_impact(trace), trace.z, block.mixer)
-        return self._reduce(global_impact(trace), trace.z[:, -1:], block.mixer)
+        return pruning.step_size(trace) if self.criterion == "dt" else pruning.input_norm(trace)
 
     def _reduce(self, dy: Tensor, z: Tensor, mixer: Any) -> Tensor:
         """s(t), (batch, W), of the impact (batch, W, E) on an output that is gated by z."""
@@ -240,15 +241,15 @@ class Simba:
             return dy.norm(dim=-1)
         if self.reduce == "mean_abs":
             return dy.abs().mean(-1)
-        return (dy if self.signed else dy.abs()).amax(-1)
+        return dy.amax(-1) if self.signed else torch.linalg.vector_norm(dy, torch.inf, dim=-1)
 
 
 @dataclass
 class _Run:
-    """What came out of all blocks, and on the way: kept columns and (convolution, recurrence) states by layer."""
+    """What came out of all blocks; by layer, the columns read with their mask, and the convolution's and scan's states."""
 
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    kept: list[list[Tensor]] = field(default_factory=list)
+    kept: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     states: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 

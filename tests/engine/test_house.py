@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,8 @@ def check(*command):
 
 
 def test_the_linter_of_snakemake_has_only_the_objections_that_we_know(toy):
-    done = toy.run(str(BIN / "snakemake"), "--lint", "json")
-    report = json.loads(done.text[done.text.index("{") :])
-    found = {lint["title"] for file in report["rules"] for lint in file["lints"]}
-    assert found == OPEN_LINTS
-    assert not any(file["lints"] for file in report["snakefiles"])
+    done = toy.run("snakemake", "--lint")
+    assert set(re.findall(r"^    \* (.+):$", done.text, flags=re.MULTILINE)) == OPEN_LINTS
 
 
 def test_snakefiles_are_formatted():
@@ -63,6 +61,12 @@ def test_planning_imports_nothing_heavy(tmp_path):
         "import sys\nfrom pathlib import Path\nfrom rematch.workflow import Workflow\n"
         "w = Workflow(Path('.'), {'results': sys.argv[1], 'reports': sys.argv[1]})\nw.check_records(w.tier)\n"
         "heavy = {'torch', 'pandas', 'scipy', 'altair', 'transformers', 'sklearn', 'numba'} & set(sys.modules)\n"
-        "sys.exit(' '.join(sorted(heavy)))\n"
+        "sys.exit(' '.join(sorted(heavy)) or 0)\n"
     )
     check("python", "-c", code, str(tmp_path))
+
+
+def test_every_room_is_a_package():
+    """Otherwise the check of the layers does not see into it."""
+    for arena in ROOT.glob("workflows/*/arena.py"):
+        assert (arena.parent / "__init__.py").is_file(), arena.parent

@@ -6,16 +6,17 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test folders no package of their own
 
 import synthetic
 
-from rematch.plots import PALETTE, draw_all
+from rematch.plots import PALETTE, Figure, draw_all
 from rematch.report import PAGE_COLOURS, VERDICTS, PaperResults, render, render_index
 from rematch.schema import COLUMNS
 from rematch.summary import fold
@@ -110,7 +111,7 @@ def test_accessible_structure(page: Page) -> None:
     assert tags.count("table") == tags.count("caption")
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
-    assert all(below <= above + 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below <= above + 1 for above, below in pairwise(levels))
 
 
 def test_every_number_leads_to_its_matches(out: Path, results: PaperResults) -> None:
@@ -183,12 +184,15 @@ def test_an_index_over_no_paper(tmp_path: Path) -> None:
 # -- plots ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_draw_what_was_measured(results: PaperResults) -> None:
-    figures = {f.name: f for f in draw_all(results.card, "mini", fold(results.records))}
+@pytest.fixture(scope="module")
+def figures(results: PaperResults) -> dict[str, Figure]:
+    return {figure.name: figure for figure in draw_all(results.card, "mini", fold(results.records))}
+
+
+def test_figures_draw_what_was_measured(figures: dict[str, Figure]) -> None:
     flops = figures["perplexity-against-flops"]
     # A failed seed leaves a point, an unmatched level does not: 7 contenders x 3 levels, less one.
     assert len(flops.table.rows) == 20
-    assert flops.wide.count('role="graphics-symbol"') == 0
     for data in flops.table.data:
         assert data["low"] < data["mean"] < data["high"]
     shares = sorted(d["x"] / 2.4e9 for d in flops.table.data if d["contender"] == "simba")
@@ -199,8 +203,16 @@ def test_figures_draw_what_was_measured(results: PaperResults) -> None:
     assert {d["contender"] for d in kept.table.data} == {"simba", "uniform"}
 
 
-def test_a_drawing_follows_the_theme_and_its_file_stands_alone(results: PaperResults) -> None:
-    for figure in draw_all(results.card, "mini", fold(results.records)):
+def test_every_line_is_named_in_the_legend(results: PaperResults, figures: dict[str, Figure]) -> None:
+    for figure in figures.values():
+        for drawing in (figure.wide, figure.narrow):
+            texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
+            for label in {row.label for row in figure.table.rows}:
+                assert texts.count(label.replace("&", "&amp;")) == 1, (figure.name, label)
+
+
+def test_a_drawing_follows_the_theme_and_its_file_stands_alone(figures: dict[str, Figure]) -> None:
+    for figure in figures.values():
         used = set(re.findall(r"var\((--[\w-]+)\)", figure.wide))
         assert "--method" in used
         assert used <= set(PALETTE)
@@ -208,9 +220,8 @@ def test_a_drawing_follows_the_theme_and_its_file_stands_alone(results: PaperRes
         assert PALETTE["--method"][0] in figure.file
 
 
-def test_a_contender_looks_the_same_in_every_plot(results: PaperResults) -> None:
-    figures = {f.name: f.wide for f in draw_all(results.card, "mini", fold(results.records))}
-    used = [set(re.findall(r"var\((--baseline-\d)\)", svg)) for svg in figures.values()]
+def test_a_contender_looks_the_same_in_every_plot(figures: dict[str, Figure]) -> None:
+    used = [set(re.findall(r"var\((--baseline-\d)\)", figure.wide)) for figure in figures.values()]
     # Only the dense Mamba (1) and the Transformer (4) play on longer contexts.
     assert used[0] == {f"--baseline-{i}" for i in range(1, 5)}
     assert used[2] == {"--baseline-1", "--baseline-4"}

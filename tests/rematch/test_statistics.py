@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test folders no package of their own
-from ring import duel, frame, item_frame, item_rows, row
+from fakes import duel, frame, item_frame, item_rows, row
 
 from rematch import statistics as st
 
@@ -246,7 +242,9 @@ def test_the_item_bootstrap_covers_another_test_set():
     rng = np.random.default_rng(1)
     held = []
     for run in range(300):
-        difficulty = rng.normal(size=(60, 1))  # shared by the seeds: a bootstrap that broke them apart would be too narrow
+        difficulty = rng.normal(
+            size=(60, 1)
+        )  # shared by the seeds: a bootstrap that broke them apart would be too narrow
         scores = difficulty + 0.3 * rng.normal(size=(60, 3))
         interval = st.item_bootstrap(item_columns(scores), f"run {run}", draws=400)
         held.append(interval.low <= 0 <= interval.high)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test folders no package of their own
 
 import synthetic
 

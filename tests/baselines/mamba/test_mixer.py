@@ -156,6 +156,17 @@ def test_bfloat16_model_is_as_close_to_float32_as_transformers() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+def test_small_steps_survive_bfloat16() -> None:
+    """A bias near -7 leaves bfloat16 about 2 significant digits of dt_raw + bias, and dt is its exponential."""
+    mixer = make().bfloat16().backbone.layers[0].mixer
+    nn.init.constant_(mixer.dt_proj.bias, -7)
+    hidden_states = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    dt = mixer_forward(mixer, hidden_states).trace.dt
+    exact = mixer_forward(mixer.float(), hidden_states.float()).trace.dt
+    assert dt.dtype == torch.float32
+    torch.testing.assert_close(dt, exact, rtol=5e-3, atol=0)
+
+
 def test_float64_model_stays_float64() -> None:
     model = make().double()
     mixer = model.backbone.layers[0].mixer

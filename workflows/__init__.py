@@ -1,0 +1,1 @@
+"""One room per paper: its card, what it reported, its arena."""
