@@ -19,6 +19,9 @@ options that the card may set::
 
         def build(self, job: BaseJob) -> BaseInfo: ...
 
+An arena module may also offer ``preload()``: called once in a process that workers are forked from, for what every match
+needs and is slow the first time (compiled kernels). Nothing may depend on its having been called.
+
 Contenders are dataclasses too; what they must offer is the arena's own affair, because the engine does not know what
 they compete in. The arena receives them ready made, as ``task.contender``.
 """
@@ -38,7 +41,8 @@ class BaseJob:
     """One base to build: a shared artefact that several matches start from.
 
     Attributes:
-        out: an empty folder to fill. It becomes visible to others only when ``build`` has returned.
+        out: the folder to fill, empty but for what a killed attempt at the same base left in it (a checkpoint). It
+            becomes visible to others only when ``build`` has returned.
         needs: the folders of the bases that this one is built from, by name in the card.
         seed: the seed of this copy, or None for a base that is the same for every seed.
         share: the share of the reference's budget that the base is sized for, or None (see ``BaseSpec.per_share``).
@@ -87,6 +91,8 @@ class Task:
         share: the share of the reference's FLOPs that the contender may spend, or None where the axis sets no budget.
         reference: the folder of the base whose measured FLOPs are 100 %, or None.
         metrics: the metrics that the axis asks for; the arena measures these and no others.
+        scratch: a folder that the seeds of one job share, for what is the same for all of them and slow to find (the
+            FLOPs of a shape). It is gone when the job is done. None where a match is played outside a job.
     """
 
     paper: str
@@ -101,6 +107,7 @@ class Task:
     bases: Mapping[str, Path]
     base_info: Mapping[str, BaseInfo]
     reference: Path | None
+    scratch: Path | None = None
     hub: Any = None
 
 

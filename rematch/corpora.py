@@ -102,6 +102,7 @@ def split_documents(
         test: share of the characters that goes to test.
         overlap: share of common shingles from which on two documents are near-duplicates.
     """
+    documents = sorted(documents, key=lambda d: d.path)
     total = sum(len(d.text) for d in documents)
     room = {"test": test * total, "validation": validation * total}
     parts: dict[str, list[Document]] = {"train": [], "validation": [], "test": []}

@@ -68,10 +68,11 @@ def run_job(arguments: list[str]) -> int:
 def prepare(arguments: list[str]) -> None:
     """What the warm server does once for all jobs of a kind: read the plan, import what its arena imports."""
     options = parser().parse_args(arguments)
-    plan_of(options.tier)
+    plan = plan_of(options.tier)
     if options.command in ("base", "play"):
-        importlib.import_module("rematch.play")
-        importlib.import_module(f"workflows.{options.paper}.arena")
+        from rematch.play import preload
+
+        preload(plan.cards[options.paper].arena_module)
     else:
         importlib.import_module("rematch.results")
 

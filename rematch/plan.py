@@ -132,6 +132,15 @@ class Plan:
             for paper, card in self.cards.items()
         }
 
+    @cached_property
+    def _levels(self) -> dict[tuple[str, str], dict[str, LevelValue]]:
+        """The levels of each axis by their text: Snakemake asks for every match several times."""
+        return {
+            (paper, axis): {level_text(value): value for value in spec.levels}
+            for paper, axes in self._axes.items()
+            for axis, spec in axes.items()
+        }
+
     def matches(self, paper: str | None = None, axis: str | None = None) -> list[MatchRun]:
         """The match jobs of a paper (or all), on one axis (or all)."""
         found: list[MatchRun] = []
@@ -208,7 +217,7 @@ class Plan:
         spec = self.axes(paper)[axis]
         if contender not in spec.contenders:
             raise unknown("contender", contender, spec.contenders, f"{where}: {paper}/{axis}")
-        levels = {level_text(value): value for value in spec.levels}
+        levels = self._levels[paper, axis]
         if level not in levels:
             raise unknown("level", level, levels, f"{where}: {paper}/{axis}")
         first, _, last = seeds.partition("-")

@@ -8,6 +8,7 @@ that would sink the rest of the run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -129,13 +130,18 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
     log = plan.results / "logs" / f"{match.name}.log"
     log.unlink(missing_ok=True)
     started, cpu = _clock(), 0.0
-    preload(plan, match.paper)
+    scratch = _part(plan, match, match.seeds[0]).parent / f"scratch-{digest}"
+    try:
+        preload(plan.cards[match.paper].arena_module)
+    except Exception:  # whatever a module raises while it is imported: the worker meets it again, and reports it
+        traceback.print_exc()
     finished = _finished_seeds(plan, match, digest)
     for seed in match.seeds:
         if seed in finished:
             continue
         part = _part(plan, match, seed)
-        end = supervise(partial(_play_seed, plan, match, seed, run, part), plan.match_limit(match.paper), log)
+        work = partial(_play_seed, plan, match, seed, run, part, scratch)
+        end = supervise(work, plan.match_limit(match.paper), log)
         cpu += end.cpu_s
         if end.kind != "ok":
             status = "timeout" if end.kind == "timeout" else "failed"
@@ -149,12 +155,15 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
     _write_job(plan, match.name, "match", run, started, cpu)
 
 
-def preload(plan: Plan, paper: str) -> None:
-    """Import a paper's arena once, before workers are forked; a mistake in it is met again, and reported, in the worker."""
-    try:
-        importlib.import_module(plan.cards[paper].arena_module)
-    except Exception:  # whatever a module raises while it is imported
-        traceback.print_exc()
+@functools.cache
+def preload(arena_module: str) -> None:
+    """Import a paper's arena and let it load what every match needs, once, before workers are forked from this process.
+
+    An arena module may offer ``preload()`` for that: compile kernels, take first steps that are slow.
+    """
+    module = importlib.import_module(arena_module)
+    if hasattr(module, "preload"):
+        module.preload()
 
 
 def load(use: str) -> Callable[..., Any]:
@@ -169,12 +178,12 @@ def write_part(part: Path, rows: list[Row], items: list[Row]) -> None:
     write_table(rows, COLUMNS, part)
 
 
-def _play_seed(plan: Plan, match: MatchRun, seed: int, run: str, part: Path) -> None:
+def _play_seed(plan: Plan, match: MatchRun, seed: int, run: str, part: Path, scratch: Path) -> None:
     """In the worker: play one seed, and leave its part file, whatever happens."""
     common = _common(plan, match, seed, run)
     meter = Meter()
     try:
-        outcome = _outcome(plan, match, seed)
+        outcome = _outcome(plan, match, seed, scratch)
         rows, items = _rows(plan, match, common, outcome)
     except Skip as reason:
         rows, items = [_status_row(common, "skipped", str(reason))], []
@@ -186,7 +195,7 @@ def _play_seed(plan: Plan, match: MatchRun, seed: int, run: str, part: Path) -> 
     write_part(part, [row | cost for row in rows], items)
 
 
-def _outcome(plan: Plan, match: MatchRun, seed: int) -> Outcome:
+def _outcome(plan: Plan, match: MatchRun, seed: int, scratch: Path) -> Outcome:
     card, axis = plan.cards[match.paper], plan.axes(match.paper)[match.axis]
     spec, share = card.spec.contenders[match.contender], plan.share(match)
     names = dict.fromkeys([*spec.bases, *([axis.budget.reference] if axis.budget else [])])
@@ -205,8 +214,9 @@ def _outcome(plan: Plan, match: MatchRun, seed: int) -> Outcome:
         bases={name: plan.results / runs[name].name for name in spec.bases},
         base_info={name: BaseInfo(**documents[name]["info"]) for name in spec.bases},
         reference=plan.results / runs[axis.budget.reference].name if axis.budget else None,
-        hub=_hub(plan),
+        scratch=scratch, hub=_hub(plan),
     )  # fmt: skip
+    scratch.mkdir(parents=True, exist_ok=True)
     return arena.play(task)
 
 

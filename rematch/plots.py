@@ -120,8 +120,8 @@ def _draw(
     wide = narrow = ""
     if points:
         drawing = Drawing(card, points, str(x_title), y_title, log_x=spec.log_x, flops=spec.x == "flops")
-        wide = _own_ids(drawing.svg(WIDE), f"{name}-w")
-        narrow = _own_ids(drawing.svg(NARROW), f"{name}-n")
+        wide = drawing.svg(WIDE)
+        narrow = drawing.svg(NARROW)
     return Figure(
         name=name,
         title=title,
@@ -286,14 +286,6 @@ _CONFIG: dict[str, Any] = {
         "symbolStrokeWidth": 0,
     },
 }  # fmt: skip
-
-
-def _own_ids(svg: str, prefix: str) -> str:
-    """The ids of a drawing numbered from its own name, so that several share a page and a rerun gives the same bytes."""
-    found = list(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))
-    for index, old in enumerate(found):
-        svg = svg.replace(f'id="{old}"', f'id="{prefix}{index}"').replace(f"url(#{old})", f"url(#{prefix}{index})")
-    return svg
 
 
 # -- in words and numbers -------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ def selective_scan_reference(
     """The scan as autograd differentiates it, twice where wanted. Returns y (batch, length, E) and the last state."""
     state = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state
     outputs = []
-    for t in range(x.shape[1]):
-        step = dt[:, t, :, None]
-        state = torch.exp(step * A) * state + step * B[:, t, None, :] * x[:, t, :, None]
-        outputs.append((state * C[:, t, None, :]).sum(-1))
+    # unbind, because the gradient of indexing fills a tensor of full length at every step.
+    for x_t, dt_t, B_t, C_t in zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        step = dt_t[:, :, None]
+        state = torch.exp(step * A) * state + step * B_t[:, None, :] * x_t[:, :, None]
+        outputs.append((state * C_t[:, None, :]).sum(-1))
     y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(x)
     if D is not None:
         y = y + D * x

@@ -61,12 +61,12 @@ def reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, n_context:
 @torch.library.custom_op("rematch::global_impact", mutates_args=())
 def _global_impact(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, n_context: int) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    inputs: Any = [tensor.to(dtype).contiguous() for tensor in (x, dt, A, B, C)]
+    x, dt, A, B, C = (tensor.to(dtype).contiguous() for tensor in (x, dt, A, B, C))
     if x.device.type == "cpu" and dtype == torch.float32:
         from methods.simba import impact_cpu
 
-        return impact_cpu.forward(*inputs, n_context)
-    return reference(*inputs, n_context)
+        return impact_cpu.forward(x, dt, A, B, C, n_context)
+    return reference(x, dt, A, B, C, n_context)
 
 
 @_global_impact.register_fake

@@ -18,7 +18,9 @@ def mixer(request: pytest.FixtureRequest) -> Mamba2Mixer:
         hidden_size=16, state_size=4, num_heads=4, head_dim=8, n_groups=2, chunk_size=8, use_bias=request.param
     )
     made = Mamba2Mixer(config, 0).eval()
-    torch.nn.init.normal_(made.conv1d.bias)
+    for bias in (made.conv1d.bias, made.in_proj.bias, made.out_proj.bias):
+        if bias is not None:
+            torch.nn.init.normal_(bias)
     return made
 
 

@@ -281,7 +281,7 @@ def measured(simba: Simba) -> float:
 
 def test_flops_are_those_of_the_tokens_that_each_layer_reads() -> None:
     model = mamba()
-    config = model.config
+    config: Any = model.config
     width, inner, state, rank = config.hidden_size, config.intermediate_size, config.state_size, config.time_step_rank
     per_token = 6 * width * inner + 2 * inner * (config.conv_kernel + 2 * rank + 2 * state) + 9 * inner * state
     simba = sparsify(model)
@@ -294,7 +294,7 @@ def test_flops_are_those_of_the_tokens_that_each_layer_reads() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.85, 0.6])
 @pytest.mark.parametrize(
-    "options", [{}, {"criterion": "random"}, *VARIANTS[7:10], {"project": True}, {"prune_every": 2}], ids=variant_name
+    "options", [{}, {"criterion": "random"}, *VARIANTS[7:10], {"project": True}, {"merge": True}], ids=variant_name
 )
 def test_a_target_is_met(options: dict[str, Any], share: float) -> None:
     model = mamba()
@@ -392,7 +392,7 @@ def test_the_loss_trains_every_parameter_through_the_kept_tokens(model: Any) -> 
 
 def test_a_pruned_token_gets_no_gradient_from_the_layers_above() -> None:
     """A dropped token acts on the loss only through layers that read it; the choice itself passes no gradient."""
-    model = mamba()
+    model: Any = mamba()
     simba, ids = sparsify(model, criterion="recency", r_last=0.1), tokens(1)
     seen: list[Tensor] = []
     handle = model.backbone.layers[1].norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))

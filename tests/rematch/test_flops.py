@@ -23,8 +23,8 @@ def _llama(attention: str) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation=attention,
     )
+    config._attn_implementation = attention
     return LlamaForCausalLM(config).eval()
 
 

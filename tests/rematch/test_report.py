@@ -17,7 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test fold
 import synthetic
 
 from rematch.plots import PALETTE, Figure, draw_all
-from rematch.report import PAGE_COLOURS, VERDICTS, PaperResults, render, render_index
+from rematch.report import (
+    PAGE_COLOURS,
+    VERDICTS,
+    Board,
+    PaperResults,
+    match_groups,
+    render,
+    render_index,
+    trouble_table,
+)
 from rematch.schema import COLUMNS
 from rematch.summary import fold
 
@@ -128,6 +137,36 @@ def test_every_number_leads_to_its_matches(out: Path, results: PaperResults) -> 
         assert fact in page.text
 
 
+def test_matches_are_listed_seed_by_seed(results: PaperResults) -> None:
+    groups = {g.anchor: g for _, found in match_groups(results, fold(results.records)) for g in found}
+    assert len(groups) == 7 * 3 + 5 * 3 + 2
+    group = groups["m-flops-matched-merge-0.7"]
+    assert dict(group.facts)["Log"] == "logs/simba/flops_matched/merge/0.7.log"
+    assert [row.label for row in group.table.rows] == ["0", "1", "2", "3", "4"]
+    assert [row.cells[0].text for row in group.table.rows] == ["ok", "ok", "ok", "failed", "ok"]
+    mine = results.records.query("axis == 'flops_matched' and contender == 'merge' and level == '0.7' and seed == 4")
+    perplexity = float(mine.query("metric == 'perplexity'")["value"].iloc[0])
+    assert group.table.rows[4].cells[group.table.columns.index("Perplexity")].text == f"{perplexity:.4f}"
+
+
+def test_facts_that_differ_between_seeds_name_their_seeds(results: PaperResults) -> None:
+    records = results.records.copy()
+    records.loc[records["seed"] == 2, "data_hash"] = "another"
+    groups = match_groups(replace(results, records=records), fold(records))
+    expected = f"seed 0, 1, 3, 4: {synthetic.DATA_HASH}; seed 2: another"
+    assert {dict(group.facts)["Data hash"] for _, found in groups for group in found} == {expected}
+
+
+def test_everything_that_is_not_ok_is_listed(results: PaperResults) -> None:
+    table = trouble_table(results.card, fold(results.records))
+    found = {(row.label, row.cells[1].text): (row.cells[2].text, row.cells[3].text) for row in table.rows}
+    assert found == {
+        ("Token merging & pruning", "0.7"): ("3", "failed"),
+        ("Depth pruning", "0.4"): ("0, 1, 2, 3, 4", "unmatched"),
+        ("Transformer", "2048"): ("0, 1, 2, 3, 4", "timeout"),
+    }
+
+
 def test_text_from_records_is_escaped(page: Page) -> None:
     assert "<tokens>" not in page.text
     assert "A CPU <model>" not in page.text
@@ -209,6 +248,54 @@ def test_every_line_is_named_in_the_legend(results: PaperResults, figures: dict[
             texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
             for label in {row.label for row in figure.table.rows}:
                 assert texts.count(label.replace("&", "&amp;")) == 1, (figure.name, label)
+
+
+def test_bars_are_as_long_as_the_intervals(figures: dict[str, Figure]) -> None:
+    figure = figures["influence-by-distance"]
+    bars = [abs(float(y)) for y in re.findall(r'<line [^>]*y2="([^"]+)" [^>]*stroke-width="1.3"', figure.wide)]
+    widths = [data["high"] - data["low"] for data in figure.table.data]
+    ratios = [bar / width for bar, width in zip(sorted(bars), sorted(widths), strict=True)]
+    assert min(ratios) > 0
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-6)
+
+
+def test_an_unmatched_seed_moves_no_point(results: PaperResults, figures: dict[str, Figure]) -> None:
+    records = results.records.copy()
+    off = (records["contender"] == "simba") & (records["seed"] == 0)
+    records.loc[off, ["status", "flops", "value"]] = ["unmatched", 1e15, 1e6]
+    (changed, *_) = draw_all(results.card, "mini", fold(records))
+    before = figures[changed.name].table.data[0]
+    after = changed.table.data[0]
+    assert after["n_seeds"] == before["n_seeds"] - 1
+    assert after["x"] == pytest.approx(before["x"], rel=0.01)
+    assert after["mean"] == pytest.approx(before["mean"], rel=0.05)
+
+
+def test_one_seed_is_drawn_without_interval(results: PaperResults) -> None:
+    one = results.records[results.records["seed"] == 0]
+    for figure in draw_all(results.card, "mini", fold(one)):
+        assert figure.wide
+        assert {row.cells[2].text for row in figure.table.rows} == {"–"}
+
+
+def test_forest_places_interval_margin_and_zero(results: PaperResults) -> None:
+    board = {entry.claim.claim_id: entry.forest for entry in Board.of(results).entries}
+    above, below, sized = board["C1"], board["C5"], board["C2"]
+    assert above is not None
+    assert below is not None
+    assert sized is not None
+    assert board["C7"] is None
+    for forest in (above, below, sized):
+        assert forest.interval is not None
+        assert 0 <= forest.interval[0] < forest.estimate < forest.interval[1] <= forest.WIDTH
+        assert forest.band[0] < forest.zero < forest.band[1]
+        assert forest.zero == forest.WIDTH / 2
+    assert above.interval is not None
+    assert below.interval is not None
+    assert above.interval[0] > above.zero
+    assert below.interval[1] < below.zero
+    assert sized.reported is not None
+    assert above.reported is None
 
 
 def test_a_drawing_follows_the_theme_and_its_file_stands_alone(figures: dict[str, Figure]) -> None:

@@ -17,13 +17,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from baselines.dense import Dense
+from baselines.mamba import install
+from methods.simba import sparsify
 from rematch.arena import Measurement, Outcome, Task
+from rematch.flops import count_flops
 from workflows.simba import evaluation, zero_shot
 from workflows.simba.corpus import load_tokenizer, load_windows, recall_distances
 from workflows.simba.models import load_model
-from workflows.simba.shapes import ItemShape, Kind, Shapes, item_flops
+from workflows.simba.shapes import ItemShape, Kind, Shapes, item_flops, remembered_flops
+
+LENGTH_AXES = ("ood", "memory_time")
+"""Axes whose level is the length of the window in tokens."""
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Arena(Shapes):
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed.
 
-        On the axis ``ood`` the level is the length of the window. The FLOPs of the outcome are those of one item of each
+        On the axes ``ood`` and ``memory_time`` the level is the length of the window. The FLOPs of the outcome are those of one item of each
         kind that was measured, together; the notes hold the ratio to the target for each kind.
         """
         torch.manual_seed(task.seed)
@@ -91,7 +98,7 @@ class _Match:
         self.arena, self.task = arena, task
         self.corpus = task.bases["corpus"]
         self.model = load_model(next(iter(task.bases.values())), task.hub)
-        self.length = int(task.level) if task.axis == "ood" else arena.context
+        self.length = int(task.level) if task.axis in LENGTH_AXES else arena.context
         self._prepared: dict[Kind, Any] = {}
 
     @property
@@ -106,25 +113,29 @@ class _Match:
         """The contender with its knob turned for this kind of item."""
         if kind not in self._prepared:
             contender = copy.copy(self.task.contender)
-            contender.prepare(self.model, self.target(kind), lambda c: item_flops(c, self.shape(kind)))
+            contender.prepare(self.model, self.target(kind), lambda c: self._remembered(c, kind))
             self._prepared[kind] = contender
         return self._prepared[kind]
 
     def flops(self, kind: Kind) -> float:
-        """Counted FLOPs of the contender on one item."""
+        """Counted FLOPs of the contender on one item; counted anew for every seed, whatever the search remembered."""
         return item_flops(self.contender(kind), self.shape(kind))
 
     def target(self, kind: Kind) -> float | None:
         """The FLOPs that one item may cost: the share of what the reference spends on it."""
         if self.task.share is None:
             return None
-        return self.task.share * item_flops(self.reference, self.shape(kind))
+        return self.task.share * self._remembered(self.reference, kind)
+
+    def _remembered(self, contender: Any, kind: Kind) -> float:
+        return remembered_flops(contender, self.shape(kind), self.task.scratch)
 
     @cached_property
     def reference(self) -> Dense:
         """The model whose FLOPs are 100 %."""
         assert self.task.reference is not None  # the engine gives one wherever it gives a share
-        return _dense(load_model(self.task.reference, self.task.hub))
+        mine = self.task.reference == next(iter(self.task.bases.values()))
+        return _dense(self.model if mine else load_model(self.task.reference, self.task.hub))
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -223,3 +234,13 @@ def _dense(model: Any) -> Dense:
     dense = Dense()
     dense.prepare(model)
     return dense
+
+
+def preload() -> None:
+    """Compile the kernels and take the first, slow steps of torch's counter and custom operators, on a model of no use."""
+    config = MambaConfig(vocab_size=8, hidden_size=8, state_size=2, num_hidden_layers=2)
+    model = install(MambaForCausalLM(config))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    model(ids, labels=ids).loss.backward()
+    with torch.no_grad():
+        count_flops(sparsify(model).logits, ids, 2)

@@ -32,7 +32,9 @@ class Corpus:
     Attributes:
         max_bytes: size of the built-in corpus in characters.
         dataset: id of a hub dataset with ``train``, ``validation`` and ``test`` splits instead; None for the built-in one.
-        text_column: its column of text.
+        dataset_revision: its revision on the hub (a mirror has one only), None for the main one.
+        train_dataset: id of a hub dataset whose ``train`` and ``validation`` splits are used instead.
+        text_column: the column of text.
         max_documents: documents read of each of its splits.
         tokenizer: hub id of a model whose tokenizer is used; None trains a byte-level BPE on the training documents.
         vocab_size: of that BPE, the words of the recall documents and the end-of-text token included.
@@ -47,6 +49,8 @@ class Corpus:
 
     max_bytes: int = 3_000_000
     dataset: str | None = None
+    dataset_revision: str | None = None
+    train_dataset: str | None = None
     text_column: str = "text"
     max_documents: int = 1000
     tokenizer: str | None = None
@@ -108,15 +112,17 @@ class Corpus:
     def _documents(self, job: BaseJob) -> Split:
         if self.dataset is None:
             return split_documents(python_documents(self.max_bytes))
+        train = self.train_dataset or self.dataset
+        sources = {"train": train, "validation": train, "test": self.dataset}
+        return Split(**{split: self._hub_documents(source, split, job) for split, source in sources.items()})
+
+    def _hub_documents(self, dataset: str, split: str, job: BaseJob) -> tuple[Document, ...]:
         from datasets import load_dataset
 
-        path = job.hub.dataset_path(self.dataset)
-        parts = []
-        for name in ("train", "validation", "test"):
-            rows = load_dataset(path, split=name, streaming=True)
-            texts = (row[self.text_column] for row in islice(rows, self.max_documents))
-            parts.append(tuple(Document("text", f"{name}/{i}", text) for i, text in enumerate(texts)))
-        return Split(*parts)
+        path = job.hub.dataset_path(dataset)
+        revision = self.dataset_revision if path == self.dataset else None
+        rows = islice(load_dataset(path, split=split, revision=revision, streaming=True), self.max_documents)
+        return tuple(Document("text", f"{split}/{i}", row[self.text_column]) for i, row in enumerate(rows))
 
     def _tokenizer(self, documents: Sequence[Document], job: BaseJob) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def influences(contender: Any, windows: np.ndarray, edges: list[int]) -> np.ndar
             (gradient,) = torch.autograd.grad(score, captured)
             # Column length - 2 is T, at distance 0.
             by_distance = gradient[:, : ids.shape[1] - 1].double().norm(dim=-1).flip(1).cpu().numpy()
-            bins = [by_distance[:, low:high].mean(1) for low, high in zip(edges, edges[1:], strict=False)]
+            bins = [by_distance[:, low:high].mean(1) for low, high in itertools.pairwise(edges)]
             rows.append(np.stack(bins, axis=1))
     finally:
         hook.remove()
@@ -79,7 +80,7 @@ def decay_exponents(log_influences: np.ndarray, edges: list[int]) -> list[float]
     Args:
         log_influences: of ``influences``, (n, bins).
     """
-    centres = np.log([np.sqrt(low * (high - 1)) for low, high in zip(edges, edges[1:], strict=False)])
+    centres = np.log([np.sqrt(low * (high - 1)) for low, high in itertools.pairwise(edges)])
     centred = centres - centres.mean()
     return (-(log_influences @ centred) / (centred @ centred)).tolist()
 

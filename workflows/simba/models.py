@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class Pretrained:
 
     Attributes:
         architecture: Mamba, or a Transformer (Llama).
-        hidden_size: d, of a model without a share.
+        hidden_size: d, of a model without a share; with one it is solved for.
         n_layers: blocks.
         state_size: N, of Mamba.
         tokens: training tokens.
@@ -77,7 +78,12 @@ class Pretrained:
         corpus, shapes = job.needs["corpus"], Shapes.of(job.arena)
         vocab_size = len(load_tokenizer(corpus))
         torch.manual_seed(job.seed or 0)
-        model = self._model(vocab_size, job, shapes)
+        if job.share is None:
+            model = self.model(vocab_size)
+        else:
+            kinds = [shapes.shape(kind) for kind in STANDARD]
+            parent_flops = total_flops(_dense(load_model(job.needs["parent"], job.hub)), kinds)
+            model = self.model(vocab_size, job.share * parent_flops, kinds)
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
         windows = load_windows(corpus, "train")
         recipe = Recipe(
@@ -96,25 +102,28 @@ class Pretrained:
             notes=_size(model) | {"learning_rate": self.learning_rate, "validation_loss": validation},
         )
 
-    def _model(self, vocab_size: int, job: BaseJob, shapes: Shapes) -> Any:
+    def model(self, vocab_size: int, target: float | None = None, shapes: Sequence[ItemShape] = ()) -> Any:
+        """The untrained model; with a target as wide as its inference FLOPs on one item of each shape allow.
+
+        The width takes the nearest of coarse steps; then the inner width meets the target.
+        """
         make = _mamba if self.architecture == "mamba" else _transformer
-        if job.share is None:
+        if target is None:
             return make(vocab_size, self.hidden_size, 2 * self.hidden_size, self.n_layers, self.state_size)
-        kinds = [shapes.shape(kind) for kind in STANDARD]
-        parent = load_model(job.needs["parent"], job.hub)
-        target = job.share * total_flops(_dense(parent), kinds)
 
         def flops(width: int, inner: int) -> float:
-            with torch.device("meta"):
-                return total_flops(_dense(make(vocab_size, width, inner, self.n_layers, self.state_size)), kinds)
+            with torch.device("meta"):  # counting needs shapes only
+                return total_flops(_dense(make(vocab_size, width, inner, self.n_layers, self.state_size)), shapes)
 
-        largest = 4 * parent.config.hidden_size // WIDTH_STEP
+        most = 1
+        while flops(WIDTH_STEP * most, 2 * WIDTH_STEP * most) < target:
+            most *= 2
         steps = solve_knob(
-            lambda n: flops(WIDTH_STEP * int(n), 2 * WIDTH_STEP * int(n)), target, 1, largest, integer=True
-        )
-        width = WIDTH_STEP * int(steps.value)
-        inner = int(solve_knob(lambda n: flops(width, int(n)), target, width, 4 * width, integer=True).value)
-        print(f"width {width}, inner width {inner} for {job.share:g} of {target / job.share:,.0f} FLOPs", flush=True)
+            lambda n: flops(WIDTH_STEP * int(n), 2 * WIDTH_STEP * int(n)), target, 1, most, integer=True
+        ).value
+        width = WIDTH_STEP * int(steps)
+        inner = int(solve_knob(lambda n: flops(width, int(n)), target, 1, 8 * width, integer=True).value)
+        print(f"width {width}, inner width {inner} for {target:,.0f} FLOPs", flush=True)
         return make(vocab_size, width, inner, self.n_layers, self.state_size)
 
     def _from_hub(self, job: BaseJob) -> BaseInfo:
@@ -192,7 +201,8 @@ class Tuned:
 def load_model(folder: Path, hub: Any = None) -> Any:
     """The transformers model of a base, in eval mode, on the GPU where there is one; Mamba on the fast scan."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(_checkpoint(folder, hub), dtype=torch.float32).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(_checkpoint(folder, hub), dtype=torch.float32)
+    model = model.to(device).eval()
     return install(model) if model.config.model_type == "mamba" else model
 
 
@@ -207,7 +217,7 @@ def _checkpoint(folder: Path, hub: Any) -> str:
     return str(folder) if hub_id is None else hub.model_path(hub_id)
 
 
-def _checkpoint_flops(checkpoint: str, shapes: list[ItemShape]) -> float:
+def _checkpoint_flops(checkpoint: str, shapes: Sequence[ItemShape]) -> float:
     """FLOPs of a checkpoint by its configuration alone: no weights are read."""
     with torch.device("meta"):
         return total_flops(_dense(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))), shapes)

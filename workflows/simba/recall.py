@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def training_window(
     vocabulary, _ = vocabularies()
     keys = rng.choice(vocabulary.keys, n_definitions, replace=False)
     values = [vocabulary.values[i] for i in rng.choice(len(vocabulary.values), n_definitions, replace=False)]
-    pieces = [encode(definition(key, value)) for key, value in zip(keys, values, strict=True)]
+    pieces: list[Any] = [encode(definition(key, value)) for key, value in zip(keys, values, strict=True)]
     queries = [encode(query(keys[i], values[i])) for i in rng.integers(n_definitions, size=n_queries)]
     room = length - sum(map(len, pieces)) - sum(map(len, queries))
     while room < 0:

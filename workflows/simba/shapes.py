@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -62,6 +64,26 @@ def item_flops(contender: Any, shape: ItemShape) -> float:
     device = next(contender.model.parameters()).device
     ids = torch.zeros(1, sum(shape), dtype=torch.long, device=device)
     return float(count_flops(contender.logits, ids, shape.n_continuation).forward)
+
+
+def remembered_flops(contender: Any, shape: ItemShape, memory: Path | None) -> float:
+    """``item_flops``, looked up where the same was counted before: a search for a knob counts the same for every seed.
+
+    The count depends on the architecture, on the shape, and on the contender's options and knobs, all of which a dataclass
+    shows in its ``repr``; not on weights.
+
+    Args:
+        memory: a folder; None to count.
+    """
+    if memory is None:
+        return item_flops(contender, shape)
+    subject = f"{type(contender).__module__} {contender!r} {contender.model.config.to_json_string()} {shape}"
+    path = memory / f"{hashlib.sha256(subject.encode()).hexdigest()}.flops"
+    if path.exists():
+        return float(path.read_text(encoding="ascii"))
+    flops = item_flops(contender, shape)
+    path.write_text(repr(flops), encoding="ascii")
+    return flops
 
 
 def total_flops(contender: Any, shapes: Iterable[ItemShape]) -> float:
