@@ -119,7 +119,7 @@ def train(
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         betas=recipe.betas,
-        foreach=True,
+        fused=True,
     )
     start = _resume(checkpoint, model, optimizer) if checkpoint else 0
     model.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -16,9 +15,6 @@ def main() -> None:
 
         app()
         return
-    # One thread each, so that jobs run side by side and results do not depend on the machine.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
     from rematch.warm import submit
 
     code = submit(arguments)

@@ -478,12 +478,10 @@ def _place(error: Any, data: Any) -> list[str]:
     """The keys that lead to a mistake, as they stand in the file: pydantic adds names of types to them."""
     found: list[str] = []
     for part in error["loc"]:
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
+        keys = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+        if part not in keys:
             return [*found, str(part)] if error["type"] == "missing" else found
+        data = data[part]
         found.append(str(part))
     return found
 

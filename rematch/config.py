@@ -33,6 +33,8 @@ class Tier(Strict):
     describe: str
     seeds: PositiveInt
     seeds_per_job: Literal["all"] | PositiveInt
+    threads: PositiveInt = 1
+    """Threads of a job. With more than one, jobs import what they need themselves (see ``rematch.warm``)."""
     verdicts: Literal["none", "direction", "size"]
     match_limit_s: PositiveFloat
     base_limit_s: PositiveFloat

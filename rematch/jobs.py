@@ -88,8 +88,18 @@ def plan_of(tier: str) -> Plan:
     return plan
 
 
+def thread_limits(threads: int) -> dict[str, str]:
+    """The environment in which numerical libraries use so many threads; they read it when they are imported.
+
+    One thread a job, unless the tier says otherwise: jobs run side by side, and results do not depend on the machine.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 def _run(options: argparse.Namespace) -> int:
     plan = plan_of(options.tier)
+    os.environ.update(thread_limits(plan.tier.threads))
     run = os.environ.get(RUN, "by-hand")
     if options.command == "base":
         from rematch.play import build_base

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -161,6 +160,9 @@ def preload(arena_module: str) -> None:
 
     An arena module may offer ``preload()`` for that: compile kernels, take first steps that are slow.
     """
+    importlib.import_module(
+        "pandas"
+    )  # pyarrow imports it with the first table that it makes, otherwise in every worker
     module = importlib.import_module(arena_module)
     if hasattr(module, "preload"):
         module.preload()
@@ -205,8 +207,6 @@ def _outcome(plan: Plan, match: MatchRun, seed: int, scratch: Path) -> Outcome:
         if document["status"] != "ok":
             raise RematchError(f"base '{name}' {document['status']}: {document['reason']}")
     arena = load(f"{card.arena_module}:{card.ARENA_CLASS}")(**card.at(plan.tier_name).arena)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     task = Task(
         paper=match.paper, tier=plan.tier_name, axis=match.axis, name=match.contender,
         contender=load(spec.use)(**card.options("contenders", match.contender, plan.tier_name)),

@@ -51,7 +51,7 @@ def describe(root: Path, run: str, config: dict[str, Any], command: list[str]) -
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": gpu_names(),
-        "threads_per_job": os.environ.get("OMP_NUM_THREADS", "1"),
+        "threads_per_job": str(config.get("threads", 1)),
         "packages": package_versions(root),
     }
 

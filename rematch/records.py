@@ -83,7 +83,7 @@ def read_arrow(path: Path) -> pa.Table:
         RematchError: it is corrupt, or of another schema version.
     """
     try:
-        with pq.ParquetFile(path) as file:  # pq.read_table would import pandas: half a second for every plan and job
+        with pq.ParquetFile(path) as file:  # pq.read_table would import pandas, which planning can do without
             table = file.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise RematchError(

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rematch.jobs import thread_limits
+
 ADDRESS = "REMATCH_WARM"
 Job = Callable[[list[str]], int]
 
@@ -42,7 +44,11 @@ class Server:
             listener.listen(128)
             handle = listener.fileno()
             command = [sys.executable, "-m", "rematch.warm", str(handle), str(os.getpid())]
-            self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, pass_fds=[handle])
+            # One thread: what a forked child needs of a thread pool is not there any more, and it would wait for ever.
+            environment = os.environ | thread_limits(1)
+            self._process = subprocess.Popen(
+                command, cwd=root, env=environment, stdin=subprocess.DEVNULL, pass_fds=[handle]
+            )
         os.environ[ADDRESS] = address
 
     def stop(self) -> None:

@@ -32,6 +32,8 @@ class Workflow:
         self.results, self.reports = self.settings.config.results, self.settings.config.reports
         self._started = time.time()
         self._server: Any = None
+        # Rules call `python3 -m rematch`: that is to be the Python that Snakemake runs on, activated or not.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         os.environ[CONFIG] = json.dumps(self.settings.config.model_dump())
         # Rules call `python3`: the one that runs Snakemake, also where its environment was not activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -85,6 +87,9 @@ class Workflow:
 
     # -- inputs and parameters of rules ---------------------------------------------------------------------------
 
+    def threads(self, wildcards: Any) -> int:
+        return self.settings.tiers[wildcards.tier].threads
+
     def base_needs(self, wildcards: Any) -> list[str]:
         plan, base = self._base(wildcards)
         return [self._at(plan.tier_name, need.path) for need in plan.needs_of(base)]
@@ -129,9 +134,9 @@ class Workflow:
 
         os.environ[RUN] = new_run_id()
         for tier in self._plans:
-            config = self.settings.config.model_dump() | {"tier": tier}
+            config = self.settings.config.model_dump() | {"tier": tier, "threads": self.plan(tier).tier.threads}
             write_manifest(self.settings.results(tier), os.environ[RUN], self.settings.root, config, command_line())
-        if sys.platform == "linux":
+        if sys.platform == "linux" and self.plan(self.tier).tier.threads == 1:
             self._server = Server(self.settings.root)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ rule base:
         f"{RESULTS}/{BASE}/base.json",
     log:
         f"{RESULTS}/logs/{BASE}.log",
+    threads: rematch.threads
     params:
         digest=rematch.base_digest,
     shell:
@@ -29,6 +30,7 @@ rule play:
         scores=f"{RESULTS}/{MATCH}.items.parquet",
     log:
         f"{RESULTS}/logs/{MATCH}.log",
+    threads: rematch.threads
     params:
         digest=rematch.match_digest,
     shell:

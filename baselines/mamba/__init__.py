@@ -4,7 +4,17 @@
 ``selective_scan`` the recurrence alone.
 """
 
+from baselines.mamba.compile import compile_kernels
 from baselines.mamba.mixer import MixerOutput, Trace, install, mixer_forward, uninstall
 from baselines.mamba.scan import scan_flops, selective_scan
 
-__all__ = ["MixerOutput", "Trace", "install", "mixer_forward", "scan_flops", "selective_scan", "uninstall"]
+__all__ = [
+    "MixerOutput",
+    "Trace",
+    "compile_kernels",
+    "install",
+    "mixer_forward",
+    "scan_flops",
+    "selective_scan",
+    "uninstall",
+]

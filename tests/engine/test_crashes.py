@@ -68,6 +68,7 @@ def seeds_of(paths):
     return {(row["contender"], row["level"], row["seed"]) for row in tables}
 
 
+@pytest.mark.slow
 def test_the_number_of_cores_changes_no_record(played_once, toy):
     assert toy.snakemake(cores=1).code == 0
     assert_same(toy, played_once)

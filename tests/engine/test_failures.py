@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 WAYS = ("raise", "hang", "die", "nan", "overspend", "skip")
-LIMIT_S = 1.0
+LIMIT_S = 4.0  # long enough for the others on a machine that is busy
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def troubled(played_once, tmp_path_factory):
     """Everything that can go wrong, in one run: the repository and how the run ended."""
     repository = type(played_once).fresh(tmp_path_factory.mktemp("troubled") / "toy")
     repository.add_trouble(*WAYS)
-    repository.card(lambda card: card["tiers"]["mini"].update(match_limit_s=LIMIT_S, seeds=2))
+    repository.card(lambda card: card["tiers"]["mini"].update(match_limit_s=LIMIT_S, seeds=1))
     return repository, repository.snakemake("--config", "confidence=0.9", "--", "toy_flops_matched")
 
 
@@ -21,7 +21,7 @@ def troubled(played_once, tmp_path_factory):
     ("way", "status", "reason"),
     [
         ("raise", "failed", "ValueError: trouble, as expected"),
-        ("hang", "timeout", "over its limit of 1 s"),
+        ("hang", "timeout", "over its limit of 4 s"),
         ("die", "failed", "the worker was killed by SIGKILL (out of memory?)"),
         ("nan", "failed", "accuracy is nan"),
         ("overspend", "unmatched", "FLOPs +10.0 % off the target (tolerance 2 %)"),
@@ -55,7 +55,7 @@ def test_a_failure_carries_what_it_cost_and_its_log(troubled):
     assert (hung["cpu_seconds"] < LIMIT_S).all(), "it slept"
     raised = records[records["contender"] == "bad_raise"]
     for log in set(raised["log"]):
-        assert (repository.path / "results/mini" / log).read_text().count("ValueError: trouble, as expected") == 2
+        assert (repository.path / "results/mini" / log).read_text().count("ValueError: trouble, as expected") == 1
     failed = records[records["status"].isin(["failed", "timeout", "skipped"])]
     assert (failed["metric"] == "").all()
     assert failed["value"].isna().all()
@@ -65,9 +65,9 @@ def test_a_failure_carries_what_it_cost_and_its_log(troubled):
 def test_the_run_ends_non_zero_and_says_which_required_matches_failed(troubled):
     _, done = troubled
     assert done.code != 0
-    assert "toy: 16 required matches failed" in done.text, "2 levels x 2 seeds of 4 contenders"
+    assert "toy: 8 required matches failed" in done.text, "2 levels of 4 contenders"
     for way in ("raise", "hang", "die", "nan"):
-        assert f"toy/flops_matched/bad_{way}/0.5 seed 1:" in done.text
+        assert f"toy/flops_matched/bad_{way}/0.5 seed 0:" in done.text
     for contender in ("good", "plain", "bad_overspend", "bad_skip"):
         assert f"toy/flops_matched/{contender}/0.5 seed" not in done.text
 
@@ -117,6 +117,7 @@ def test_a_failed_base_fails_its_own_seed_and_no_other(toy):
     assert "4 required matches failed" in done.text
 
 
+@pytest.mark.slow
 def test_an_arena_that_cannot_be_imported_fails_its_matches_with_the_reason(toy):
     toy.edit("workflows/toy/arena.py", "import numpy as np", "import numpy as np\nimport no_such_package")
     toy.card(lambda card: card["tiers"]["mini"].update(seeds=1))

@@ -46,7 +46,9 @@ def test_the_schemas_for_editors_are_those_of_the_models():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [("ruff", "check", "."), ("ruff", "format", "--check", ".")], ids=["check", "format"])
+@pytest.mark.parametrize(
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", ".")], ids=["check", "format"]
+)
 def test_style(command):
     check(*command)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 PROBE = """
 import socket
 try:
@@ -17,10 +19,13 @@ raise SystemExit(1)
 def test_the_helper_takes_the_network_away(toy, no_network):
     command, more = no_network([sys.executable, "-c", PROBE])
     assert toy.run(*command, **more).code == 0
-    local, more = no_network([sys.executable, "-c", "import socket; a, b = socket.socketpair(); a.send(b'x'); b.recv(1)"])
+    local, more = no_network(
+        [sys.executable, "-c", "import socket; a, b = socket.socketpair(); a.send(b'x'); b.recv(1)"]
+    )
     assert toy.run(*local, **more).code == 0
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_network(toy, no_network):
     command, more = no_network(["snakemake", "--cores", "2", "toy_flops_matched"])
     done = toy.run(*command, **more)

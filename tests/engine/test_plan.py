@@ -166,7 +166,9 @@ def test_what_a_page_shows_is_in_the_digest_of_the_report(toy, change):
 def test_the_digest_of_the_report_covers_what_lies_beside_the_card(toy, file):
     before, config = plan_of(toy).report_digest("toy"), {}
     if file == "reported":
-        toy.edit("workflows/toy/reported.csv", "source\n", "source\ntoy,1,flops_matched,d,s,Good,accuracy,0.7,,true,p. 3\n")
+        toy.edit(
+            "workflows/toy/reported.csv", "source\n", "source\ntoy,1,flops_matched,d,s,Good,accuracy,0.7,,true,p. 3\n"
+        )
     elif file == "template":
         (toy.path / "reports/templates").mkdir(parents=True, exist_ok=True)
         (toy.path / "reports/templates/another.html").write_text("<p>")

@@ -49,7 +49,9 @@ def test_frames_are_read_in_the_order_of_the_paths(tmp_path):
 
 def test_another_schema_version_is_refused(tmp_path):
     write_table([ROW | {"schema_version": SCHEMA_VERSION + 1}], COLUMNS, tmp_path / "0.parquet")
-    with pytest.raises(RematchError, match=rf"schema version \[{SCHEMA_VERSION + 1}\], this is {SCHEMA_VERSION}; delete it"):
+    with pytest.raises(
+        RematchError, match=rf"schema version \[{SCHEMA_VERSION + 1}\], this is {SCHEMA_VERSION}; delete it"
+    ):
         read_arrow(tmp_path / "0.parquet")
 
 
@@ -83,7 +85,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RematchError, match=r"the disk is full; free some space and run again: what is finished is kept$"):
+    with pytest.raises(
+        RematchError, match=r"the disk is full; free some space and run again: what is finished is kept$"
+    ):
         write_text("text", tmp_path / "file")
     assert not list(tmp_path.iterdir()), "the temporary file is cleared away"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 # Fixtures of tests/conftest.py: `played` is a copy of a repository in which everything has been played once.
 
 GOOD, PLAIN = "methods/good.py", "baselines/plain.py"
@@ -107,6 +109,7 @@ def test_a_new_level_plays_just_that_level(played):
     assert jobs == ["play good 2.0 0-4", "play plain 2.0 0-4"]
 
 
+@pytest.mark.slow
 def test_more_seeds_play_only_the_new_ones(played, played_once):
     before = played_once.records()
     played.card(lambda card: card["tiers"]["mini"].update(seeds=7))
@@ -123,6 +126,7 @@ def test_more_seeds_play_only_the_new_ones(played, played_once):
     assert files == {"0-6.parquet"}
 
 
+@pytest.mark.slow
 def test_fewer_seeds_play_nothing_new(played):
     before = played.records()
     played.card(lambda card: card["tiers"]["mini"].update(seeds=3))

@@ -99,10 +99,14 @@ def test_what_is_no_option_is_no_field(root):
 
 
 def test_a_literal_is_read_without_running_anything(root):
-    (root / "methods/arena.py").write_text("raise SystemExit\nclass Arena:\n    METRICS = ('a', 'b')\n", encoding="utf-8")
+    (root / "methods/arena.py").write_text(
+        "raise SystemExit\nclass Arena:\n    METRICS = ('a', 'b')\n", encoding="utf-8"
+    )
     assert class_literal(root, "methods.arena", "Arena", "METRICS") == ("a", "b")
     (root / "methods/arena.py").write_text("class Arena:\n    METRICS = make_them_up()\n", encoding="utf-8")
-    with pytest.raises(RematchError, match=r"^methods/arena\.py: class Arena needs METRICS, a literal tuple of strings$"):
+    with pytest.raises(
+        RematchError, match=r"^methods/arena\.py: class Arena needs METRICS, a literal tuple of strings$"
+    ):
         class_literal(root, "methods.arena", "Arena", "METRICS")
 
 

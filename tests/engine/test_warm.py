@@ -176,6 +176,7 @@ def test_stopping_cleans_up(tmp_path, monkeypatch):
     assert not os.path.exists(os.path.dirname(address))
 
 
+@pytest.mark.slow
 def test_by_hand_a_rule_s_command_gives_the_same_records(toy, played_once):
     """Without Snakemake and without a server: the commands of the rules, typed one after the other."""
     rematch = ["python3", "-m", "rematch"]

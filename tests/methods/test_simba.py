@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,7 +63,10 @@ def mamba2() -> Mamba2ForCausalLM:
         chunk_size=16,
         num_hidden_layers=LAYERS,
     )
-    return Mamba2ForCausalLM(config).eval()
+    model = Mamba2ForCausalLM(config).eval()
+    for block in model.backbone.layers:
+        torch.nn.init.uniform_(block.mixer.norm.weight, 0.2, 2.0)
+    return model
 
 
 @pytest.fixture(scope="module", params=[mamba, mamba2])
@@ -197,16 +201,27 @@ def test_no_prediction_sees_what_it_predicts(model: Any, options: dict[str, Any]
 # -- the criterion in place ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [mamba, mamba2])
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize(
+    ("options", "score"),
+    [
+        ({}, lambda change: change.abs().amax(-1)),
+        ({"reduce": "l2"}, lambda change: change.square().sum(-1)),
+        ({"reduce": "mean_abs"}, lambda change: change.abs().sum(-1)),
+        ({"signed": True}, lambda change: change.amax(-1)),
+    ],
+    ids=["max", "l2", "mean_abs", "signed"],
+)
 @torch.no_grad()
-def test_the_second_layer_reads_the_tokens_whose_loss_would_change_the_output_most(make: Any) -> None:
+def test_the_second_layer_reads_the_tokens_whose_loss_would_change_the_output_most(
+    model: Any, options: dict[str, Any], score: Callable[[Tensor], Tensor], project: bool
+) -> None:
     """By brute force on the first block: the recurrence once without each token's input."""
-    model = make()
     ids = tokens(1)
-    simba = sparsify(model)
+    simba = sparsify(model, project=project, **options)
     block = model.backbone.layers[0]
     _, output = block_forward(block, model.get_input_embeddings()(ids[:, :N_CONTEXT]))
-    x, dt, A, B, C, _ = output.trace
+    x, dt, A, B, C, z = output.trace
     if A.dim() == 1:  # Mamba-2: write heads and groups out for every channel
         per_head = x.shape[-1] // len(A)
         dt, A = dt.repeat_interleave(per_head, -1), A.repeat_interleave(per_head)[:, None].expand(-1, B.shape[-1])
@@ -222,7 +237,12 @@ def test_the_second_layer_reads_the_tokens_whose_loss_would_change_the_output_mo
                 state = state + dt[:, t, :, None] * B[:, t] * x[:, t, :, None]
         return (state * C[:, -1]).sum(-1)
 
-    scores = torch.stack([(last_output(None) - last_output(t)).abs().max() for t in range(N_CONTEXT - 1)])
+    change = torch.cat([last_output(None) - last_output(t) for t in range(N_CONTEXT - 1)])
+    if project:  # what the block hands to the residual stream; the scale of Mamba-2's norm is common to all tokens
+        change = change * torch.nn.functional.silu(z[:, -1])
+        change = change * block.mixer.norm.weight if hasattr(block.mixer, "norm") else change
+        change = change @ block.mixer.out_proj.weight.T
+    scores = score(change)
     count = simba.keep_counts(N_CONTEXT)[1]
     expected = sorted([*scores.topk(count - 1).indices.tolist(), N_CONTEXT - 1])
     assert simba.kept(ids, N_CONTINUATION)[1][0].tolist() == expected

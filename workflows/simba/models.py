@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,18 +112,19 @@ class Pretrained:
         if target is None:
             return make(vocab_size, self.hidden_size, 2 * self.hidden_size, self.n_layers, self.state_size)
 
+        @cache
         def flops(width: int, inner: int) -> float:
-            with torch.device("meta"):  # counting needs shapes only
+            with torch.random.fork_rng(devices=[]):  # sizing must not move the initial weights
                 return total_flops(_dense(make(vocab_size, width, inner, self.n_layers, self.state_size)), shapes)
 
+        def at_width(steps: float) -> float:
+            return flops(WIDTH_STEP * int(steps), 2 * WIDTH_STEP * int(steps))
+
         most = 1
-        while flops(WIDTH_STEP * most, 2 * WIDTH_STEP * most) < target:
+        while at_width(most) < target:
             most *= 2
-        steps = solve_knob(
-            lambda n: flops(WIDTH_STEP * int(n), 2 * WIDTH_STEP * int(n)), target, 1, most, integer=True
-        ).value
-        width = WIDTH_STEP * int(steps)
-        inner = int(solve_knob(lambda n: flops(width, int(n)), target, 1, 8 * width, integer=True).value)
+        width = WIDTH_STEP * int(solve_knob(at_width, target, max(1, most // 2), most, integer=True).value)
+        inner = int(solve_knob(lambda n: flops(width, int(n)), target, 1, 4 * width, integer=True).value)
         print(f"width {width}, inner width {inner} for {target:,.0f} FLOPs", flush=True)
         return make(vocab_size, width, inner, self.n_layers, self.state_size)
 

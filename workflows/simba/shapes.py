@@ -55,7 +55,8 @@ class Shapes:
         return ItemShape(self.choice_context, self.value_length)
 
 
-STANDARD: tuple[Kind, ...] = ("window", "recall", "choice", "cloze")
+STANDARD: tuple[Kind, ...] = ("window", "recall")
+"""The items on which a dense partner is sized: with many scored tokens and with few, between which all others lie."""
 
 
 @torch.no_grad()
