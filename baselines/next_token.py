@@ -85,12 +85,23 @@ def window_order(n_windows: int, n_drawn: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(n_windows) for _ in range(epochs)])[:n_drawn]
 
 
+def read_only(ids: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """Mark the tokens that are read but not predicted in training: id becomes -1 - id where ``scored`` is False."""
+    return np.where(scored, ids, -1 - ids)
+
+
 def next_token_loss(model: Any) -> Loss:
-    """The mean cross-entropy in nats of a transformers causal LM over all tokens but the first of (batch, length) ids."""
+    """The mean cross-entropy in nats of a transformers causal LM over all tokens but the first of (batch, length) ids.
+
+    Tokens that ``read_only`` marked are left out of the mean of their row; the loss is the mean over the rows.
+    """
 
     def loss(ids: Tensor) -> Tensor:
+        scored = ids[:, 1:] >= 0
+        ids = torch.where(ids >= 0, ids, -1 - ids)
         logits = model(input_ids=ids, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
+        return ((losses * scored).sum(1) / scored.sum(1)).mean()
 
     return loss
 
@@ -102,18 +113,21 @@ def train(
     seed: int,
     loss: Loss | None = None,
     checkpoint: Path | None = None,
+    order: np.ndarray | None = None,
 ) -> Training:
     """Train a model in place; it is left in eval mode.
 
     Args:
         windows: token ids, (n, length).
         seed: of the order in which windows are read. (Dropout, if any, draws from torch's own generator.)
+        order: the windows that are read, (steps * batch_size,), instead of ``window_order``.
         loss: of a batch of ids (batch, length); ``next_token_loss`` where None.
         checkpoint: a folder from which an interrupted run is resumed, and into which checkpoints are written.
     """
     device = next(model.parameters()).device
     loss = next_token_loss(model) if loss is None else loss
-    order = window_order(len(windows), recipe.steps * recipe.batch_size, seed).reshape(recipe.steps, -1)
+    order = window_order(len(windows), recipe.steps * recipe.batch_size, seed) if order is None else order
+    order = order.reshape(recipe.steps, -1)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(

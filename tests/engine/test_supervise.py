@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -113,13 +114,16 @@ def test_cpu_time_counts_the_worker_and_its_children(log):
     assert supervise(lambda: time.sleep(0.3), 60, log).cpu_s < 0.3
 
 
-def test_a_log_that_cannot_be_written_is_no_second_parent(tmp_path):
+@pytest.mark.parametrize("kind", ["a folder where the log should be", "a full disk"])
+def test_a_log_that_cannot_be_written_is_no_second_parent(tmp_path, kind):
     """The forked worker must end even where it cannot complain: it must never go on as a copy of its parent."""
-    folder = tmp_path / "log"
-    folder.mkdir()
-    before = os.getpid()
-    end = supervise(lambda: None, 10, folder)  # a folder where the log should be
-    assert os.getpid() == before
+    log = Path("/dev/full") if kind == "a full disk" else tmp_path
+    try:
+        end = supervise(lambda: print("a word"), 10, log)
+    finally:
+        with (tmp_path / "came back").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    assert (tmp_path / "came back").read_text() == f"{os.getpid()}\n"
     assert (end.kind, end.detail) == ("error", "the worker ended without a word")
 
 

@@ -39,8 +39,7 @@ class Corpus:
         tokenizer: hub id of a model whose tokenizer is used; None trains a byte-level BPE on the training documents.
         vocab_size: of that BPE, the words of the recall documents and the end-of-text token included.
         recall_share: share of the training windows that are recall documents; 0 for none, at test neither.
-        recall_queries: queries in one of them, at most.
-        recall_definitions: definitions in one of them, at most in training, exactly at test.
+        recall_queries: queries in one of them, at most; at least half as many.
         recall_distances: tokens from the definition to the answer, at test.
         test_contexts: lengths of the windows on which perplexity is measured. All end at the same places, so that only
             the context differs.
@@ -56,10 +55,9 @@ class Corpus:
     tokenizer: str | None = None
     vocab_size: int = 1024
     recall_share: float = 0.25
-    recall_queries: int = 38
-    recall_definitions: int = 1
-    recall_distances: list[int] = field(default_factory=lambda: [64, 128, 256, 448])
-    test_contexts: list[int] = field(default_factory=lambda: [512, 1024, 2048])
+    recall_queries: int = 20
+    recall_distances: list[int] = field(default_factory=lambda: [32, 64, 128, 200])
+    test_contexts: list[int] = field(default_factory=lambda: [256, 512, 1024])
     n_windows: int = 48
     n_recall: int = 12
     n_choice: int = 48
@@ -88,9 +86,7 @@ class Corpus:
             test_stream = _stream(split.test, tokenizer)
             for distance in self.recall_distances:
                 rows = [
-                    recall.scored_window(
-                        rng, test_stream, tokenizer.encode, shapes.context, distance, self.recall_definitions
-                    )
+                    recall.scored_window(rng, test_stream, tokenizer.encode, shapes.context, distance)
                     for _ in range(self.n_recall)
                 ]
                 _save(job.out / f"recall_{distance}.npy", np.stack(rows))
@@ -134,9 +130,8 @@ class Corpus:
     def _recall_training(
         self, rng: np.random.Generator, stream: np.ndarray, tokenizer: PreTrainedTokenizerBase, shapes: Shapes
     ) -> np.ndarray:
-        n_definitions = int(rng.integers(1, self.recall_definitions + 1))
-        n_queries = int(rng.integers(self.recall_queries // 4, self.recall_queries + 1))
-        return recall.training_window(rng, stream, tokenizer.encode, shapes.context, n_definitions, n_queries)
+        n_queries = int(rng.integers(self.recall_queries // 2, self.recall_queries + 1))
+        return recall.training_window(rng, stream, tokenizer.encode, shapes.context, n_queries)
 
     def _test_windows(
         self,
@@ -219,4 +214,4 @@ def _windows(stream: np.ndarray, length: int) -> np.ndarray:
 
 
 def _save(path: Path, ids: np.ndarray) -> None:
-    np.save(path, ids.astype(np.uint16 if ids.max() < 2**16 else np.int32))
+    np.save(path, ids.astype(np.int16 if ids.max() < 2**15 else np.int32))

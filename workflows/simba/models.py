@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -27,7 +28,7 @@ from transformers import (
 
 from baselines.dense import Dense
 from baselines.mamba import install
-from baselines.next_token import Recipe, evaluate, train
+from baselines.next_token import Recipe, evaluate, train, window_order
 from methods.simba import Simba
 from rematch.arena import BaseInfo, BaseJob
 from rematch.budget import solve_knob
@@ -54,6 +55,7 @@ class Pretrained:
         n_layers: blocks.
         state_size: N, of Mamba.
         tokens: training tokens.
+        recall_first: share of the training that reads recall documents alone, before code and recall are mixed.
         batch_size: windows in a step.
         learning_rate: its peak.
         checkpoint_every: steps between checkpoints of a long training, 0 for none.
@@ -66,6 +68,7 @@ class Pretrained:
     n_layers: int = 8
     state_size: int = 8
     tokens: int = 250_000
+    recall_first: float = 0.0
     batch_size: int = 1
     learning_rate: float = 1e-2
     checkpoint_every: int = 0
@@ -93,7 +96,8 @@ class Pretrained:
             learning_rate=self.learning_rate,
             checkpoint_every=self.checkpoint_every,
         )
-        run = train(model, windows, recipe, job.seed or 0, checkpoint=job.out / "checkpoint")
+        order = self._order(windows, recipe.steps * recipe.batch_size, job.seed or 0)
+        run = train(model, windows, recipe, job.seed or 0, checkpoint=job.out / "checkpoint", order=order)
         validation = evaluate(model, load_windows(corpus, "validation")[:32])
         _save(model, job.out)
         return BaseInfo(
@@ -102,6 +106,13 @@ class Pretrained:
             tokens_seen=run.tokens,
             notes=_size(model) | {"learning_rate": self.learning_rate, "validation_loss": validation},
         )
+
+    def _order(self, windows: np.ndarray, n_drawn: int, seed: int) -> np.ndarray:
+        """Recall documents first, then everything: what a curriculum of two stages reads, (n_drawn,)."""
+        documents = np.flatnonzero((windows < 0).any(1))
+        n_first = round(self.recall_first * n_drawn) if len(documents) else 0
+        first = documents[window_order(len(documents), n_first, seed)] if n_first else documents[:0]
+        return np.concatenate([first, window_order(len(windows), n_drawn - n_first, seed)])
 
     def model(self, vocab_size: int, target: float | None = None, shapes: Sequence[ItemShape] = ()) -> Any:
         """The untrained model; with a target as wide as its inference FLOPs on one item of each shape allow.
@@ -124,7 +135,9 @@ class Pretrained:
         while at_width(most) < target:
             most *= 2
         width = WIDTH_STEP * int(solve_knob(at_width, target, max(1, most // 2), most, integer=True).value)
-        inner = int(solve_knob(lambda n: flops(width, int(n)), target, 1, 4 * width, integer=True).value)
+        while width > WIDTH_STEP and flops(width, width) > target:
+            width -= WIDTH_STEP
+        inner = int(solve_knob(lambda n: flops(width, int(n)), target, 1, 16 * width, integer=True).value)
         print(f"width {width}, inner width {inner} for {target:,.0f} FLOPs", flush=True)
         return make(vocab_size, width, inner, self.n_layers, self.state_size)
 
@@ -180,6 +193,7 @@ class Tuned:
         else:
             tuned.prepare(model, None, None)
         windows = load_windows(corpus, "train")
+        windows = windows[(windows >= 0).all(1)]  # no recall documents: the loss is on the end of every window
         recipe = Recipe(
             steps=max(1, self.tokens // (self.batch_size * windows.shape[1])),
             batch_size=self.batch_size,

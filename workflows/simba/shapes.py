@@ -33,8 +33,8 @@ class Shapes:
         value_length: tokens of a value that is recalled, and of a cloze answer.
     """
 
-    context: int = 512
-    n_scored: int = 128
+    context: int = 256
+    n_scored: int = 32
     choice_context: int = 96
     choice_continuation: int = 16
     value_length: int = 2

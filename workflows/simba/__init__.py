@@ -1,0 +1,1 @@
+"""Simba against Mamba: the room of the paper."""
