@@ -178,6 +178,8 @@ class AxisAtTier(Strict):
     contenders: list[Name] | None = None
     metrics: list[Name] | None = None
     tolerance: PositiveFloat | None = None
+    share: PositiveFloat | None = None
+    """Replaces the budget's share, where that is a number and not the level."""
 
 
 class PaperAtTier(Strict):
@@ -277,8 +279,9 @@ class Card:
             for key in ("levels", "contenders", "metrics")
             if (value := getattr(narrow, key)) is not None
         }  # fmt: skip
-        if narrow.tolerance is not None and whole.budget is not None:
-            change["budget"] = whole.budget.model_copy(update={"tolerance": narrow.tolerance})
+        if whole.budget is not None:
+            tighter = {key: value for key in ("tolerance", "share") if (value := getattr(narrow, key)) is not None}
+            change["budget"] = whole.budget.model_copy(update=tighter)
         return whole.model_copy(update=change)
 
     def options(self, what: Literal["bases", "contenders"], name: str, tier: str) -> Options:
@@ -370,6 +373,8 @@ class Card:
             whole = self.spec.axes[name]
             _known("contender", narrow.contenders or [], whole.contenders, f"{where}.axes.{name}.contenders")
             _known("metric", narrow.metrics or [], whole.metrics, f"{where}.axes.{name}.metrics")
+            if narrow.share is not None and (whole.budget is None or whole.budget.share == "level"):
+                raise RematchError(f"{where}.axes.{name}.share: the axis has no share of its own that it could replace")
             if narrow.levels is not None:
                 _of_type(whole.level_type, narrow.levels, f"{where}.axes.{name}.levels")
         _known(

@@ -4,8 +4,9 @@ What sets them apart from natural text is that only the definition, however far 
 words of a closed list that the tokenizer holds as tokens of their own; the values of test documents occur in no training
 document, though each of their words does.
 
-A document holds one definition and no key: with keys, or with a loss on the code between the answers, nothing was recalled
-within 400,000 training tokens of a model of 100,000 parameters; like this, it is within 150,000.
+A document holds one definition and no key, and training predicts its answers alone. With keys, or with a loss on the code
+between the answers, nothing was recalled within 400,000 training tokens of a model of 100,000 parameters; like this recall
+appears suddenly, in some seeds after 150,000 tokens of such documents and in others not before 350,000.
 """
 
 from __future__ import annotations

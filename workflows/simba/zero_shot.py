@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def task_configs(names: Sequence[str], corpus: Path, hub: Any) -> list[dict[str,
         RematchError: lm-eval has no such task.
     """
     configs: list[dict[str, Any]] = []
-    known = {} if set(names) <= set(OWN) else TaskManager().task_index
+    known = {} if set(names) <= set(OWN) else _known_tasks()
     for name in names:
         if name in OWN:
             config = load_yaml(TASKS / f"{name}.yaml")
@@ -145,6 +145,12 @@ def task_configs(names: Sequence[str], corpus: Path, hub: Any) -> list[dict[str,
             config["dataset_path"] = hub.dataset_path(config["dataset_path"])
         configs.append(config)
     return configs
+
+
+@cache
+def _known_tasks() -> dict[str, Any]:
+    """lm-eval's own tasks by name; reading them all takes seconds."""
+    return TaskManager().task_index
 
 
 def _read_items(path: Path, **metadata: Any) -> DatasetDict:

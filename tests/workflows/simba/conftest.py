@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Room:
     folder: Path
     mirror: Path | None = None
     base_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arena_options: dict[str, Any] = field(default_factory=dict)
     built: dict[tuple[str, float | None, int | None], tuple[Path, BaseInfo]] = field(default_factory=dict)
 
     @property
@@ -53,7 +54,7 @@ class Room:
             seed=seed if spec.seeded else None,
             share=share if spec.per_share else None,
             needs=needs,
-            arena=self.card.at(self.tier).arena,
+            arena=self.card.at(self.tier).arena | self.arena_options,
             out=out,
             hub=self.hub,
         )
@@ -83,14 +84,10 @@ class Room:
         )
 
     def arena(self, **options: Any) -> Any:
-        return load("workflows.simba.arena:Arena")(**self.card.at(self.tier).arena | options)
+        return load("workflows.simba.arena:Arena")(**self.card.at(self.tier).arena | self.arena_options | options)
 
     def play(self, axis: str, contender: str, level: Any, seed: int = 0, **arena: Any) -> Outcome:
         return self.arena(**arena).play(self.task(axis, contender, level, seed))
-
-    def with_folder(self, folder: Path) -> Room:
-        """The same room with nothing built."""
-        return replace(self, folder=folder, built={})
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,6 +111,12 @@ def room(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Room:
         "corpus": {"test_contexts": [64, 96]},
     }
     return Room(card, "smoke", tmp_path_factory.mktemp("bases"), base_options=overrides)
+
+
+@pytest.fixture(scope="session")
+def make_room() -> type[Room]:
+    """For a room at another tier."""
+    return Room
 
 
 @pytest.fixture(scope="session")
