@@ -83,6 +83,7 @@ def paper_results(plan: Plan, paper: str) -> PaperResults:
         claims=read_claims(plan, paper),
         provenance=used,
         job_costs=job_costs(plan, paper),
+        confidence=plan.settings.config.confidence,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rematch.cards import Card
 from rematch.tables import Cell, Row, Table, decimals, number
+from rematch.wording import LARGEST_EXPONENT
 
 if TYPE_CHECKING:
     from rematch.verdicts import ClaimResult, PairResult
@@ -131,7 +132,9 @@ def _pair_cells(card: Card, pair: PairResult | None, log: bool) -> tuple[Cell, C
 def difference_text(value: float, places: int, log: bool) -> str:
     """A signed difference; one of logarithms with the percentage that it stands for."""
     text = number(value, places, sign=True)
-    return f"{text} log ({number(100 * math.expm1(value), 1, sign=True)}\u00a0%)" if log else text
+    return (
+        f"{text} log ({number(100 * math.expm1(min(value, LARGEST_EXPONENT)), 1, sign=True)}\u00a0%)" if log else text
+    )
 
 
 def _reported_cell(claim: ClaimResult, log: bool) -> Cell:

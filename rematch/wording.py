@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rematch.verdicts import PairResult
 
 _HUGE = 1e4  # percent; beyond it a log ratio says only that one side diverged
-_LARGEST_EXPONENT = 700.0  # exp overflows just above
+LARGEST_EXPONENT = 700.0  # exp overflows just above
 _MINUS = "\u2212"
 
 
@@ -48,7 +48,7 @@ class Terms:
         """A difference without its unit; a log ratio in percent."""
         if self.metric.scale == "linear":
             return f"{difference:.3g}".replace("-", _MINUS)
-        percent = 100 * math.expm1(min(difference, _LARGEST_EXPONENT))
+        percent = 100 * math.expm1(min(difference, LARGEST_EXPONENT))
         if percent >= _HUGE:
             return f"over {_HUGE:,.0f}"
         text = f"{percent:.1f}" if abs(percent) >= 0.1 else f"{percent:.1g}"
@@ -63,7 +63,7 @@ class Terms:
     def value(self, deviation: float) -> str:
         """The metric's own value, that far from the target."""
         if self.metric.scale == "log":
-            return f"{self.target * math.exp(min(deviation, _LARGEST_EXPONENT)):.4g}"
+            return f"{self.target * math.exp(min(deviation, LARGEST_EXPONENT)):.4g}"
         return f"{self.target + deviation:.4g}".replace("-", _MINUS)
 
     def value_span(self, low: float, high: float) -> str:

@@ -61,6 +61,7 @@ def _paper(root: Path, name: str, values: dict[str, str], taken: list[str]) -> l
         raise RematchError(f"new: there is a paper '{name}' already: workflows/{name}")
     room = root / "workflows" / name
     targets = {
+        "__init__.py.txt": room / "__init__.py",
         "card.yaml.txt": room / "card.yaml",
         "reported.csv.txt": room / "reported.csv",
         "arena.py.txt": room / "arena.py",
