@@ -11,210 +11,30 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel
 
+from rematch.card_models import (
+    AxisSpec,
+    BaseSpec,
+    CardFile,
+    Claim,
+    ContenderSpec,
+    LevelValue,
+    Options,
+    PaperAtTier,
+    Plot,
+    ReportedGap,
+)
 from rematch.errors import RematchError, unknown
+from rematch.reading import parse_yaml, relative, validate
 from rematch.source import Fields, class_fields, class_literal
 
-TIERS = ("smoke", "mini", "real", "paper")
-AXES = ("flops_matched", "data_efficiency", "ood", "test_time_compute", "memory_time", "ablation")
-KINDS = ("method", "baseline", "ablation", "reference")
 REPORTED_COLUMNS = (
     "paper", "table", "axis", "dataset", "setting", "contender", "metric", "value", "unit", "higher_is_better", "source",
 )  # fmt: skip
-
-AxisName = Literal["flops_matched", "data_efficiency", "ood", "test_time_compute", "memory_time", "ablation"]
-TierName = Literal["smoke", "mini", "real", "paper"]
-LevelValue = StrictFloat | StrictInt | StrictStr
-Options = dict[str, Any]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class Strict(BaseModel):
-    """A model in which a misspelt key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Metric(Strict):
-    """A metric that the paper's arena measures."""
-
-    label: str
-    better: Literal["higher", "lower", "neither"]
-    scale: Literal["linear", "log"] = "linear"
-    """``log``: compared as log ratios (perplexities, seconds); items then hold the logarithm of the value."""
-    unit: str = ""
-    describe: str = ""
-    measured: Literal["exact", "clock"] = "exact"
-    """``clock``: depends on the machine (seconds, memory), so two runs of one seed may differ."""
-    slice_label: str = ""
-    """What the number in a slice name counts, for the x axis of plots: ``distance in tokens``."""
-
-
-class BaseSpec(Strict):
-    """A shared artefact that matches start from: a corpus, a tokenizer, a pretrained model."""
-
-    use: str
-    """``module:Class`` of the builder."""
-    needs: list[Name] = []
-    seeded: bool = True
-    """False: one copy serves every seed (a corpus)."""
-    per_share: bool = False
-    """True: one copy for every share of the budget (a dense model sized to the FLOPs of that level)."""
-    options: Options = {}
-
-
-class ContenderSpec(Strict):
-    """Something that competes."""
-
-    label: str
-    kind: Literal["method", "baseline", "ablation", "reference"]
-    use: str
-    """``module:Class`` of the contender."""
-    bases: list[Name] = []
-    """What it starts from; the first is the one that it competes with."""
-    options: Options = {}
-    describe: str = ""
-
-
-class Budget(Strict):
-    """Whose FLOPs are 100 %, and what share of them a contender may spend."""
-
-    reference: Name
-    """A base; the arena measures its FLOPs."""
-    share: PositiveFloat | Literal["level"]
-    tolerance: PositiveFloat = 0.02
-
-
-class AxisSpec(Strict):
-    """What is varied: one axis with its levels and who meets on it."""
-
-    label: str
-    level_label: str
-    level_type: Literal["number", "integer", "name"] = "number"
-    """What the arena is handed: ``"0.5"`` in quotes is a name, and a mistake where a number is meant."""
-    levels: Annotated[list[LevelValue], Field(min_length=1)]
-    contenders: Annotated[list[Name], Field(min_length=1)]
-    metrics: Annotated[list[Name], Field(min_length=1)]
-    budget: Budget | None = None
-    required: bool = True
-    """A required match that failed makes the whole run end non-zero."""
-
-
-class ReportedGap(Strict):
-    """Where the reported size of a claim stands in ``reported.csv``: value of the contender, value of the opponent."""
-
-    contender: str
-    against: str
-    metric: str
-    dataset: str | None = None
-    setting: str | None = None
-    table: str | None = None
-
-
-class Claim(Strict):
-    """A statement of the paper that the records can support or contradict."""
-
-    statement: str
-    source: str
-    axis: AxisName
-    metric: Name
-    slice: str = ""
-    contender: Name
-    against: list[Name] = []
-    """Every opponent must be beaten: the claim's verdict is that of the opponent where it does worst."""
-    levels: list[LevelValue] | None = None
-    """None: all levels of the axis at the tier."""
-    kind: Literal["better", "not_worse", "within"] = "better"
-    """``within``: the metric of the contender itself lies within ``margin`` of ``target``."""
-    target: float = 0.0
-    margin: PositiveFloat
-    """Smallest difference that matters, on the scale of the metric (a log ratio for a log metric)."""
-    reported: ReportedGap | None = None
-    reported_text: str = ""
-    """What the paper reported in words, where no number is to be had."""
-    not_at: dict[TierName, str] = {}
-    """Tiers at which the claim cannot be tested, each with the reason."""
-    ours: bool = False
-    """True for a claim that the harness adds and the paper does not make."""
-
-
-class Plot(Strict):
-    """A figure of the paper's page."""
-
-    title: str
-    axis: AxisName
-    metric: Name
-    x: Literal["flops", "level", "slice"]
-    contenders: list[Name] | None = None
-    levels: list[LevelValue] | None = None
-    slice: str | None = None
-    """With ``x: slice``, the family of slices: ``distance`` takes ``distance=64``, ``distance=128``, ..."""
-    log_x: bool = False
-    caption: str = ""
-
-
-class Table(Strict):
-    """A table of the paper's page: contenders down, levels (or slices) across, for one metric."""
-
-    title: str
-    axis: AxisName
-    metric: Name
-    across: Literal["level", "slice"] = "level"
-    slice: str | None = None
-    levels: list[LevelValue] | None = None
-    caption: str = ""
-
-
-class AxisAtTier(Strict):
-    """What a tier narrows on an axis."""
-
-    levels: list[LevelValue] | None = None
-    contenders: list[Name] | None = None
-    metrics: list[Name] | None = None
-    tolerance: PositiveFloat | None = None
-    share: PositiveFloat | None = None
-    """Replaces the budget's share, where that is a number and not the level."""
-
-
-class PaperAtTier(Strict):
-    """What a tier sets for the paper. An axis that is not named is not played at the tier."""
-
-    axes: dict[AxisName, AxisAtTier | None]
-    seeds: Annotated[int, Field(ge=1)] | None = None
-    arena: Options = {}
-    bases: dict[Name, Options] = {}
-    contenders: dict[Name, Options] = {}
-    match_limit_s: PositiveFloat | None = None
-    base_limit_s: PositiveFloat | None = None
-    cost_hint_s: dict[str, PositiveFloat] = {}
-    """Core-seconds of one base build or one match and seed, by name; what ``plan`` shows before anything was measured."""
-
-
-class CardFile(Strict):
-    """The whole of ``card.yaml``."""
-
-    paper: Name
-    title: str
-    citation: str
-    version: Annotated[int, Field(ge=1)]
-    """Raised when a number would change; with a line in ``changelog``."""
-    changelog: dict[int, str] = {}
-    summary: str
-    metrics: dict[Name, Metric]
-    bases: dict[Name, BaseSpec] = {}
-    contenders: dict[Name, ContenderSpec]
-    axes: dict[AxisName, AxisSpec]
-    claims: dict[str, Claim]
-    plots: list[Plot] = []
-    tables: list[Table] = []
-    deviations: list[str] = []
-    tiers: dict[TierName, PaperAtTier]
 
 
 class Card:
@@ -248,7 +68,7 @@ class Card:
 
     @property
     def where(self) -> str:
-        return _relative(self.path, self.root)
+        return relative(self.path, self.root)
 
     def reported_gap(self, claim_id: str) -> tuple[float, float] | None:
         """The reported values (contender, opponent) of a claim, or None where the card gives words only."""
@@ -446,79 +266,17 @@ def level_text(level: LevelValue) -> str:
     return repr(level) if isinstance(level, float) else str(level)
 
 
-def parse_yaml(path: Path, root: Path | None = None) -> Any:
-    """Read YAML; a mistake names file and line."""
-    where = _relative(path, root) if root else str(path)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise RematchError(f"{where}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise RematchError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise RematchError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def validate(model: type[BaseModel], data: Any, where: str) -> Any:
-    """Validate plain data against a model; the first mistake becomes one line with the key and what is allowed."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as caught:
-        errors = caught.errors()
-    # A misspelt key usually comes with a missing one; the misspelt one is what the reader can act on.
-    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    location = _place(first, data)
-    if first["type"] == "extra_forbidden":
-        raise unknown("key", location[-1], _allowed_keys(model, first["loc"][:-1]), _join(where, location[:-1]))
-    # Every alternative of a union complains for itself.
-    alternatives = dict.fromkeys(error["msg"] for error in errors if _place(error, data) == location)
-    wanted = " or ".join(text.removeprefix("Input should be ") if n else text for n, text in enumerate(alternatives))
-    others = len({tuple(_place(error, data)) for error in errors}) - 1
-    more = f" (and {others} more)" if others else ""
-    got = "" if first["type"] == "missing" else f", not {first['input']!r}"[:80]
-    raise RematchError(f"{_join(where, location)}: {wanted}{got}{more}")
-
-
-def _place(error: Any, data: Any) -> list[str]:
-    """The keys that lead to a mistake, as they stand in the file: pydantic adds names of types to them."""
-    found: list[str] = []
-    for part in error["loc"]:
-        keys = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
-        if part not in keys:
-            return [*found, str(part)] if error["type"] == "missing" else found
-        data = data[part]
-        found.append(str(part))
-    return found
-
-
-class _UniqueKeys(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
-    """A key that is given twice is a mistake, not an override."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`: what it brings in may be overridden
-                continue
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"a key must be a name, line {key_node.start_mark.line + 1}")
-            if key in seen:
-                raise yaml.YAMLError(f"key '{key}' is given twice, line {key_node.start_mark.line + 1}")
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep))
-
-
 def _parse(path: Path, model: type[BaseModel]) -> Any:
     root = path.parent.parent.parent
     data = parse_yaml(path, root)
-    where = _relative(path, root)
+    where = relative(path, root)
     if not isinstance(data, dict):
         raise RematchError(f"{where}: must be a mapping with the keys {', '.join(model.model_fields)}")
     return validate(model, data, where)
 
 
 def _read_reported(path: Path, root: Path) -> list[dict[str, str]]:
-    where = _relative(path, root)
+    where = relative(path, root)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -542,41 +300,6 @@ def _finite(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _allowed_keys(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """The keys that the model at a location of an error allows."""
-    import typing
-
-    for part in loc:
-        annotation: Any = None
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-        elif isinstance(model, type) and issubclass(model, BaseModel):
-            continue
-        else:
-            annotation = model
-        while True:  # unwrap Optional, list and dict until a model is left
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                break
-            args = [a for a in typing.get_args(annotation) if a is not type(None)]
-            models = [a for a in args if isinstance(a, type) and issubclass(a, BaseModel)]
-            if models:
-                annotation = models[0]
-            elif args:
-                annotation = args[-1]
-            else:
-                break
-        model = annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _join(where: str, location: list[str]) -> str:
-    return f"{where}: {'.'.join(location)}" if location else where
-
-
-def _relative(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def _known(what: str, names: Any, allowed: Any, where: str) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from rematch.cards import TIERS, Strict, TierName, parse_yaml, validate
+from rematch.card_models import TIERS, TierName
 from rematch.errors import RematchError, unknown
+from rematch.reading import Strict, parse_yaml, validate
 
 MIN_FREE_BYTES = 200 * 2**20
 

@@ -13,7 +13,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from rematch.cards import AxisSpec, Card, LevelValue, digest_of, level_text, load_cards
+from rematch.card_models import AxisSpec, LevelValue
+from rematch.cards import Card, digest_of, level_text, load_cards
 from rematch.config import Settings, Tier
 from rematch.errors import RematchError, unknown
 from rematch.schema import SCHEMA_VERSION

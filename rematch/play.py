@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rematch.arena import BaseInfo, BaseJob, Measurement, Outcome, Task
-from rematch.cards import Metric, level_text
+from rematch.card_models import Metric
+from rematch.cards import level_text
 from rematch.errors import RematchError
 from rematch.hub import Hub
 from rematch.plan import BaseRun, MatchRun, Plan

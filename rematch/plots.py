@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from rematch.cards import Card, LevelValue, level_text
+from rematch.card_models import LevelValue
+from rematch.cards import Card, level_text
 from rematch.summary import Cells, Match, finite_mean, levels_of, ok_values, slice_number, slices_of
 from rematch.tables import Cell, Mean, Row, Table, decimals, mean_interval, number, percent, si, slug, unique
 
 if TYPE_CHECKING:
-    from rematch.cards import Plot as PlotSpec
+    from rematch.card_models import Plot as PlotSpec
 
 # CSS variable: (light, dark). Hues after Okabe and Ito, darkened or lightened to 3:1 and more against the page.
 PALETTE = {

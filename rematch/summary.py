@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rematch.cards import Card, LevelValue, level_text
+from rematch.card_models import LevelValue
+from rematch.cards import Card, level_text
 from rematch.tables import NAN, Cell, Mean, Row, Table, decimals, mean_interval, number, percent, slug, unique
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rematch.cards import Table as TableSpec
+    from rematch.card_models import Table as TableSpec
 
 NO_NUMBERS = "No reported numbers to be had for this table: direction only."
 _SEVERITY = ("failed", "timeout", "unmatched", "skipped")

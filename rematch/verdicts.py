@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rematch import statistics, wording
-from rematch.cards import Card, Claim, Metric, level_text
+from rematch.card_models import Claim, Metric
+from rematch.cards import Card, level_text
 from rematch.errors import RematchError
 
 if TYPE_CHECKING:

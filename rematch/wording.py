@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rematch.statistics import Description, sign_flip_floor
 
 if TYPE_CHECKING:
-    from rematch.cards import Metric
+    from rematch.card_models import Metric
     from rematch.verdicts import PairResult
 
 _HUGE = 1e4  # percent; beyond it a log ratio says only that one side diverged

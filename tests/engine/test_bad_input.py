@@ -115,7 +115,7 @@ MISTAKES = {
     ),
     "misspelt key of an axis at a tier": (
         put("tiers", "mini", "axes", "flops_matched", value={"level": [0.5]}),
-        f"{CARD}: tiers.mini.axes.flops_matched: unknown key 'level'; allowed: levels, contenders, metrics, tolerance.",
+        f"{CARD}: tiers.mini.axes.flops_matched: unknown key 'level'; allowed: levels, contenders, metrics, tolerance, share.",
     ),
     "misspelt key of a plot": (
         put("plots", 0, "logx", value=True),

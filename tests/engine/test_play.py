@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch.arena import Measurement, Outcome
-from rematch.cards import Metric
+from rematch.card_models import Metric
 from rematch.config import load_settings
 from rematch.plan import Plan
 from rematch.play import _common, _one_line, _problem, _rows
