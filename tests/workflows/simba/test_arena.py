@@ -106,6 +106,21 @@ def test_partners_of_the_mini_tier_meet_their_flops(base: str, share: float) -> 
             assert item_flops(dense, window) / item_flops(reference, window) == pytest.approx(share, rel=0.02)
 
 
+def test_sizing_does_not_move_the_initial_weights() -> None:
+    """A partner starts from the weights that a model of its size starts from when nobody searched for it."""
+    import torch
+
+    from workflows.simba.models import Pretrained
+    from workflows.simba.shapes import ItemShape
+
+    builder = Pretrained(hidden_size=16, n_layers=2, state_size=4)
+    torch.manual_seed(0)
+    sized = builder.model(64, 1e6, [ItemShape(48, 16)])
+    torch.manual_seed(0)
+    plain = type(sized)(sized.config)
+    assert all(torch.equal(a, b) for a, b in zip(sized.parameters(), plain.parameters(), strict=True))
+
+
 def test_the_same_tokens_are_scored_at_every_length(room: Any) -> None:
     """With an unpruned model that has forgotten nothing the windows differ in their context only."""
     from workflows.simba.corpus import load_windows

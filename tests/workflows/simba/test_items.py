@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rematch.corpora import Document, python_documents, split_documents
@@ -51,6 +52,22 @@ def test_choices(choices: list[dict[str, Any]], documents: tuple[Document, ...],
         assert cut(tokenizer, item["context"], true) == (N_CONTEXT, N_CONTINUATION)
         assert all(cut(tokenizer, item["context"], other)[0] == N_CONTEXT for other in item["choices"])
     assert {item["label"] for item in choices} == set(range(N_CHOICES))
+
+
+def test_no_distractor_is_from_the_same_document(tokenizer: Any) -> None:
+    """Each document has letters of its own, so that a continuation tells where it is from."""
+    alphabets = ("abcd", "efgh", "ijkl", "mnop")
+    rng = np.random.default_rng(0)
+    documents = [
+        Document("text", alphabet, " ".join("".join(rng.choice(list(alphabet), 4)) for _ in range(300)))
+        for alphabet in alphabets
+    ]
+    items = choice_items(documents, tokenizer, 40, N_CONTEXT, N_CONTINUATION, seed=0)
+    assert len(items) > 10
+    for item in items:
+        own = set(item["context"])
+        shares = [bool(set(choice.strip()) & own - {" "}) for choice in item["choices"]]
+        assert shares == [index == item["label"] for index in range(N_CHOICES)]
 
 
 def test_cloze(documents: tuple[Document, ...], tokenizer: Any) -> None:
