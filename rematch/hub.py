@@ -47,13 +47,18 @@ class Hub:
 
 
 def fill_mirror(mirror: Path, models: list[str], datasets: list[str]) -> list[Path]:
-    """Download models and datasets from the hub into a mirror; returns the folders. Needs internet."""
+    """Download models and datasets from the hub into a mirror; returns the folders. Needs internet.
+
+    Args:
+        models, datasets: ids, ``org/name`` or ``org/name@revision``.
+    """
     from huggingface_hub import snapshot_download
 
     wanted = [("models", "model", m) for m in models] + [("datasets", "dataset", d) for d in datasets]
     folders = []
-    for kind, repo_type, repo_id in wanted:
+    for kind, repo_type, name in wanted:
+        repo_id, _, revision = name.partition("@")
         folder = mirror / kind / repo_id
-        snapshot_download(repo_id, repo_type=repo_type, local_dir=folder)
+        snapshot_download(repo_id, repo_type=repo_type, revision=revision or None, local_dir=folder)
         folders.append(folder)
     return folders

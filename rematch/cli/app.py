@@ -148,8 +148,8 @@ def compare(
 @friendly
 def mirror(
     folder: Annotated[Path, typer.Argument(help="The folder to fill; give it to the config as hub_mirror.")],
-    model: Annotated[list[str], typer.Option("--model", help="Model id; may be repeated.")] = [],  # noqa: B006
-    dataset: Annotated[list[str], typer.Option("--dataset", help="Dataset id; may be repeated.")] = [],  # noqa: B006
+    model: Annotated[list[str], typer.Option("--model", help="Model id, or id@revision; may be repeated.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option("--dataset", help="Dataset id, or id@revision; may be repeated.")] = [],  # noqa: B006
 ) -> None:
     """Fill a local mirror of the hub, on a machine with internet, for one that has none."""
     from rematch.hub import fill_mirror
