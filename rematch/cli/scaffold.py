@@ -25,7 +25,11 @@ def scaffold(root: Path, kind: str, name: str, paper: str | None) -> list[str]:
     if not NAME.match(name):
         raise RematchError(f"new: '{name}' must be lower case letters, digits and underscores, starting with a letter")
     cards = load_cards(root)
-    values = {"name": name, "Class": "".join(part.capitalize() for part in name.split("_"))}
+    values = {
+        "name": name,
+        "Class": "".join(part.capitalize() for part in name.split("_")),
+        "Label": name.replace("_", " ").capitalize(),
+    }
     if kind == "paper":
         return _paper(root, name, values, list(cards))
     if paper is None:
