@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +22,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from baselines.dense import Dense
 from baselines.mamba import compile_kernels
-from methods.simba import sparsify
 from rematch.arena import Measurement, Outcome, Task
 from rematch.flops import count_flops
 from workflows.simba import evaluation, zero_shot
 from workflows.simba.corpus import load_tokenizer, load_windows, recall_distances
-from workflows.simba.models import load_model
+from workflows.simba.models import dense, load_model
 from workflows.simba.shapes import ItemShape, Kind, Shapes, item_flops, remembered_flops
 
 LENGTH_AXES = ("ood", "memory_time")
@@ -135,7 +135,7 @@ class _Match:
         """The model whose FLOPs are 100 %."""
         assert self.task.reference is not None  # the engine gives one wherever it gives a share
         mine = self.task.reference == next(iter(self.task.bases.values()))
-        return _dense(self.model if mine else load_model(self.task.reference, self.task.hub))
+        return dense(self.model if mine else load_model(self.task.reference, self.task.hub))
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -220,25 +220,21 @@ class _Match:
         """Time saved against FLOPs saved, on the timed window: 1 where wall-clock time follows FLOPs (claim C8)."""
         shape = self.arena.shape("window", self.arena.timing_context)
         seconds, parent_seconds = self._seconds
-        spent = item_flops(self.contender("window"), shape) / item_flops(_dense(self.model), shape)
+        spent = item_flops(self.contender("window"), shape) / item_flops(dense(self.model), shape)
         yield Measurement("time_over_flops", (seconds / parent_seconds) / spent)
 
     @cached_property
     def _seconds(self) -> list[float]:
         window = load_windows(self.corpus, "test")[:1, -self.arena.timing_context :]
-        pair = [self.contender("window"), _dense(self.model)]
+        pair = [self.contender("window"), dense(self.model)]
         return evaluation.seconds_per_item(pair, window, self.arena.n_scored, self.arena.timing_repeats)
-
-
-def _dense(model: Any) -> Dense:
-    dense = Dense()
-    dense.prepare(model)
-    return dense
 
 
 @torch.no_grad()
 def preload() -> None:
     """Compile the kernels and take the first, slow steps of torch's counter and custom operators, on a model of no use."""
     compile_kernels()
+    # By name: an import would make every match, the dense ones too, depend on Simba's source.
+    sparsify = importlib.import_module("methods.simba").sparsify
     model = MambaForCausalLM(MambaConfig(vocab_size=8, hidden_size=8, state_size=2, num_hidden_layers=2))
     count_flops(sparsify(model).logits, torch.zeros(1, 8, dtype=torch.long), 2)

@@ -29,7 +29,6 @@ from transformers import (
 from baselines.dense import Dense
 from baselines.mamba import install
 from baselines.next_token import Recipe, evaluate, train, window_order
-from methods.simba import Simba
 from rematch.arena import BaseInfo, BaseJob
 from rematch.budget import solve_knob
 from rematch.errors import RematchError
@@ -86,7 +85,7 @@ class Pretrained:
             model = self.model(vocab_size)
         else:
             kinds = [shapes.shape(kind) for kind in STANDARD]
-            parent_flops = total_flops(_dense(load_model(job.needs["parent"], job.hub)), kinds)
+            parent_flops = total_flops(dense(load_model(job.needs["parent"], job.hub)), kinds)
             model = self.model(vocab_size, job.share * parent_flops, kinds)
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
         windows = load_windows(corpus, "train")
@@ -126,7 +125,7 @@ class Pretrained:
         @cache
         def flops(width: int, inner: int) -> float:
             with torch.random.fork_rng(devices=[]):  # sizing must not move the initial weights
-                return total_flops(_dense(make(vocab_size, width, inner, self.n_layers, self.state_size)), shapes)
+                return total_flops(dense(make(vocab_size, width, inner, self.n_layers, self.state_size)), shapes)
 
         def at_width(steps: float) -> float:
             return flops(WIDTH_STEP * int(steps), 2 * WIDTH_STEP * int(steps))
@@ -157,20 +156,17 @@ class Pretrained:
 
 @dataclass
 class Tuned:
-    """A model of another base after a short fine-tuning, dense or sparse, on the loss of the scored tokens (claim C7).
+    """A model of another base after a short dense fine-tuning on the loss of the scored tokens (claim C7).
 
-    Needs ``corpus`` and the base that it starts from. The sparse one is pruned as Simba would be to meet its share of the
-    parent's FLOPs; the dense one reads the same windows and is trained on the same tokens.
+    Needs ``corpus`` and the base that it starts from. ``sparse_tuning`` has the sparse one, which reads the same windows.
 
     Attributes:
-        sparse: whether the context is pruned by Simba while it trains.
         tokens: training tokens.
         batch_size: windows in a step.
         learning_rate: its peak.
         checkpoint_every: steps between checkpoints, 0 for none.
     """
 
-    sparse: bool = False
     tokens: int = 40_000
     batch_size: int = 1
     learning_rate: float = 1e-3
@@ -182,16 +178,8 @@ class Tuned:
         (origin,) = (folder for name, folder in job.needs.items() if name != "corpus")
         torch.manual_seed(job.seed or 0)
         model = load_model(origin, job.hub)
-        window = shapes.shape("window")
-        tuned: Any = Simba() if self.sparse else Dense()
-        if self.sparse:
-            if job.share is None:
-                raise RematchError(f"base '{job.name}': a sparse model is tuned at a share of the FLOPs; set per_share")
-            target = job.share * total_flops(_dense(model), [window])
-            tuned.prepare(model, target, lambda contender: total_flops(contender, [window]))
-            print(tuned.notes(), flush=True)
-        else:
-            tuned.prepare(model, None, None)
+        tuned = self.contender(model, job, shapes)
+        print(tuned.notes(), flush=True)
         windows = load_windows(corpus, "train")
         windows = windows[(windows >= 0).all(1)]  # no recall documents: the loss is on the end of every window
         recipe = Recipe(
@@ -212,6 +200,10 @@ class Tuned:
             tokens_seen=run.tokens,
             notes=_size(model) | {"learning_rate": self.learning_rate, "final_loss": run.final_loss},
         )
+
+    def contender(self, model: Any, job: BaseJob, shapes: Shapes) -> Any:
+        """What is trained, by its ``loss``."""
+        return dense(model)
 
 
 def load_model(folder: Path, hub: Any = None) -> Any:
@@ -236,7 +228,7 @@ def _checkpoint(folder: Path, hub: Any) -> str:
 def _checkpoint_flops(checkpoint: str, shapes: Sequence[ItemShape]) -> float:
     """FLOPs of a checkpoint by its configuration alone: no weights are read."""
     with torch.device("meta"):
-        return total_flops(_dense(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))), shapes)
+        return total_flops(dense(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))), shapes)
 
 
 def _mamba(vocab_size: int, width: int, inner: int, n_layers: int, state_size: int) -> Any:
@@ -270,10 +262,11 @@ def _transformer(vocab_size: int, width: int, inner: int, n_layers: int, state_s
     )
 
 
-def _dense(model: Any) -> Dense:
-    dense = Dense()
-    dense.prepare(model)
-    return dense
+def dense(model: Any) -> Dense:
+    """The model as a contender."""
+    contender = Dense()
+    contender.prepare(model)
+    return contender
 
 
 def _save(model: Any, folder: Path) -> None:
