@@ -14,7 +14,6 @@ all: .venv/installed
 	@code=0; PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --config tier=$(TIER) -- all || code=$$?; \
 	$(BIN)/rematch claims --tier $(TIER) || true; \
 	$(BIN)/rematch status --tier $(TIER) || true; \
-	echo "Report: $(CURDIR)/reports/$(TIER)/index.html"; \
 	exit $$code
 
 test: .venv/installed-dev
