@@ -151,7 +151,7 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
     out = plan.results / match.path
     write_arrow(pa.concat_tables([finished[seed][1] for seed in match.seeds]), items_path(out))
     write_arrow(pa.concat_tables([finished[seed][0] for seed in match.seeds]), out)
-    shutil.rmtree(_part(plan, match, match.seeds[0]).parent, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     _write_job(plan, match.name, "match", run, started, cpu)
 
 
@@ -316,6 +316,15 @@ def _part(plan: Plan, match: MatchRun, seed: int) -> Path:
 def part_of(plan: Plan, match: MatchRun, seed: int) -> Path:
     """Where a finished seed waits for the others of its job."""
     return _part(plan, match, seed)
+
+
+def clear_parts(plan: Plan, match: MatchRun) -> None:
+    """Remove the part files of a match, once Snakemake has accepted its records.
+
+    Not before: of a run that is killed between a job's last write and Snakemake's note of it, the next run deletes the
+    records as incomplete, and finds the seeds here.
+    """
+    shutil.rmtree(_part(plan, match, match.seeds[0]).parent, ignore_errors=True)
 
 
 def _finished_seeds(plan: Plan, match: MatchRun, digest: str) -> dict[int, tuple[pa.Table, pa.Table]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rematch.plan import MatchRun, Plan
+from rematch.plan import EVERY_AXIS, MatchRun, Plan
+from rematch.play import clear_parts
 from rematch.provenance import read_manifests
 from rematch.records import items_path, read_arrow, read_frame, write_arrow, write_text
 from rematch.schema import COLUMNS, ITEM_COLUMNS
@@ -104,6 +105,8 @@ def index(plan: Plan) -> None:
 
 def check(plan: Plan, paper: str, scope: str) -> int:
     """1 with a line on standard error for each required match that did not end well, else 0 and a mark for Snakemake."""
+    for match in plan.matches(paper, None if scope == EVERY_AXIS else scope):
+        clear_parts(plan, match)
     problems = []
     for match in plan.required(paper, scope):
         path = plan.results / match.path

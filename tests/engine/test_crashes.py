@@ -95,7 +95,7 @@ def test_kill_9_of_everything_and_the_same_command_again(running, undisturbed, w
     assert_same(repository, undisturbed)
     assert_finished_seeds_were_kept(repository, kept)
     assert not repository.processes()
-    assert not parts(repository), "parts are cleared away when their job is whole"
+    assert not parts(repository), "parts are cleared away when every record was accepted"
     assert "Nothing to be done" in repository.snakemake().text
 
 

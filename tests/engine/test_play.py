@@ -133,7 +133,16 @@ def test_half_a_part_is_played_again(grounded):
     done = grounded.run(*PLAY)
     assert done.code == 0, done.text
     assert set(grounded.records()["status"]) == {"ok"}
-    assert not parts.exists()
+    assert pq.read_table(parts / "0.parquet", partitioning=None).num_rows
+
+
+def test_records_that_snakemake_never_accepted_lose_no_seed(grounded):
+    """A run killed right after a job's last write: the next one deletes its output as incomplete, and asks again."""
+    assert grounded.run(*PLAY, REMATCH_RUN="first").code == 0
+    (grounded.path / RECORDS).unlink()
+    (grounded.path / RECORDS).with_suffix(".items.parquet").unlink()
+    assert grounded.run(*PLAY, REMATCH_RUN="second").code == 0
+    assert set(grounded.records()["run"]) == {"first"}
 
 
 def test_a_failure_is_not_kept_and_a_success_is(grounded, tmp_path):
