@@ -1,0 +1,1 @@
+"""ReMoDetect against detectors of generated text: the room of the paper."""

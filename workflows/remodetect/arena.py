@@ -1,0 +1,339 @@
+"""ReMoDetect's room: detectors of generated text, on the same pairs of human and generated text.
+
+A contender is an estimator of ``baselines.detectors`` or ReMoDetect itself; ``entries`` says how each kind is prepared and
+scored. It sees the triplets of the seen domain and source; everything it is scored on is held out, and most of it is
+unlike what it saw: other sources, other domains, attacked or cut texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from baselines.detectors.sequence import SequenceDetector
+from rematch.arena import Measurement, Outcome, Task
+from rematch.errors import RematchError
+from rematch.play import Skip
+from workflows.remodetect import evaluation
+from workflows.remodetect.entries import entry_for, text_flops
+from workflows.remodetect.reward_model import load_detector
+from workflows.remodetect.supervised import triplet_flops
+from workflows.remodetect.texts import Cell, read_cells, read_rows
+
+
+@dataclass
+class Arena:
+    """Scores one detector on what an axis asks for.
+
+    What the level is depends on the axis: ``ood`` a domain, ``data_efficiency`` triplets to train on, ``flops_matched``
+    a share of what ReMoDetect's training on ``n_triplets`` costs, ``test_time_compute`` versions of a text that DetectGPT
+    and its like make, ``memory_time`` words of a text, ``ablation`` triplets.
+
+    Attributes:
+        n_triplets: to train on, where the level does not say.
+        resamples: versions of a text, where the level does not say.
+        n_timed: texts that are timed.
+        n_order: held-out triplets whose order is looked at.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        "auroc", "aupr", "tpr_at_1fpr", "roc", "control_auroc", "attacked_auroc", "attack_drop", "seen_auroc",
+        "unseen_auroc", "auroc_drop", "dose_auroc", "dose_gain", "win_rate", "preference_accuracy", "order_accuracy",
+        "spread_ratio", "density", "seconds_per_text", "passes_per_text", "flops_with_reward_model",
+    )  # fmt: skip
+
+    n_triplets: int = 500
+    resamples: int = 10
+    n_timed: int = 64
+    n_order: int = 200
+    seen_cell: list[str] = field(default_factory=lambda: ["sci", "bon16"])
+
+    def play(self, task: Task) -> Outcome:
+        """Play one match for one seed. The FLOPs of the outcome are those of training, counted."""
+        match = _Match(self, task)
+        measurements = [found for metric in task.metrics for found in getattr(match, metric)()]
+        return Outcome(
+            measurements=measurements,
+            flops=match.entry.train_flops,
+            flops_target=match.budget,
+            train_flops=match.entry.train_flops + sum(info.train_flops for info in task.base_info.values()),
+            samples_seen=match.entry.samples_seen,
+            tokens_seen=match.entry.tokens_seen,
+            data_hash=match.data_hash,
+            notes=match.entry.notes | {"pairs_without_score": match.n_unscored},
+        )
+
+
+class _Match:
+    """One detector, prepared, and one method for each metric."""
+
+    def __init__(self, arena: Arena, task: Task) -> None:
+        self.arena, self.task = arena, task
+        self.n_unscored = 0
+        self._known: dict[str, float] = {}
+        level = task.level
+        resamples = int(level) if task.axis == "test_time_compute" else arena.resamples
+        self.n_triplets = int(level) if task.axis in ("data_efficiency", "ablation") else arena.n_triplets
+        self.entry = entry_for(task, resamples)
+        self.entry.prepare(self.n_triplets, self.budget)
+
+    @cached_property
+    def budget(self) -> float | None:
+        """Training FLOPs that may be spent: the share of what ReMoDetect needs for ``n_triplets``, on the reference."""
+        if self.task.share is None:
+            return None
+        assert self.task.reference is not None  # the engine gives one wherever it gives a share
+        detector = load_detector(SequenceDetector(), self.task.reference, self.task.hub)
+        rows = read_rows(self.task.bases["texts"], "triplets")[:8]
+        flops = text_flops(detector, [row[side] for row in rows for side in ("llm", "human")])
+        return self.task.share * self.arena.n_triplets * triplet_flops(flops)
+
+    # -- cells --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The cells of the level: one domain on ``ood``, else all."""
+        everything = read_cells(self.task.bases["texts"])
+        if self.task.axis != "ood":
+            return everything
+        found = [cell for cell in everything if cell.domain == self.task.level]
+        if not found:
+            known = ", ".join(dict.fromkeys(cell.domain for cell in everything))
+            raise RematchError(f"no texts of the domain '{self.task.level}'; there are: {known}")
+        return found
+
+    @cached_property
+    def main(self) -> list[Cell]:
+        """What averages are over: aligned sources, neither attacked nor cut."""
+        return [cell for cell in self.cells if cell.aligned and cell.whole]
+
+    @cached_property
+    def seen(self) -> Cell:
+        """The cell whose domain and source were trained on."""
+        return self._named(lambda cell: cell.whole)
+
+    def _named(self, wanted: Any) -> Cell:
+        found = [cell for cell in self.cells if [cell.domain, cell.source] == self.arena.seen_cell and wanted(cell)]
+        if not found:
+            raise RematchError(f"arena.seen_cell: no such cell: {', '.join(self.arena.seen_cell)}")
+        return found[0]
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of every text that may be scored."""
+        return hashlib.sha256((self.task.bases["texts"] / "cells.jsonl").read_bytes()).hexdigest()[:16]
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+
+    def scores(self, texts: Iterable[str]) -> np.ndarray:
+        """Scores of texts; each distinct text is scored once."""
+        texts = list(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self.entry.scores(new).tolist(), strict=True))
+        return np.array([self._known[text] for text in texts])
+
+    def _score_all(self, cells: list[Cell]) -> None:
+        """Score the texts of many cells in one go."""
+        self.scores(text for cell in cells for text in (*cell.human, *cell.llm))
+
+    def pair(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of human and generated texts, of the pairs in which both have one."""
+        human, llm = self.scores(cell.human), self.scores(cell.llm)
+        scored = np.isfinite(human) & np.isfinite(llm)
+        self.n_unscored += int((~scored).sum())
+        if not scored.any():
+            raise Skip(f"none of the {len(scored)} pairs of {cell.domain} {cell.source} has a score for both texts")
+        return human[scored], llm[scored]
+
+    def placed(self, cell: Cell) -> np.ndarray:
+        """The per-item scores behind the AUROC of a cell."""
+        return evaluation.placements(*self.pair(cell))
+
+    def _mean_over(self, metric: str, cells: list[Cell]) -> Measurement:
+        """The mean of the AUROCs of cells, each with the same weight.
+
+        Items exist where all cells hold as many pairs: the mean over the cells, pair by pair of a prompt.
+        """
+        if not cells:
+            raise Skip(f"there is no cell that {metric} could be measured on")
+        self._score_all(cells)
+        placed = [self.placed(cell) for cell in cells]
+        value = float(np.mean([np.mean(part) for part in placed]))
+        same = len({len(part) for part in placed}) == 1
+        return Measurement(metric, value, items=np.mean(placed, axis=0).tolist() if same else None)
+
+    # -- metrics: one domain ------------------------------------------------------------------------------------------
+
+    def auroc(self) -> Iterator[Measurement]:
+        """Over the aligned sources; on ``memory_time`` on the seen cell, cut to the level's words."""
+        if self.task.axis == "memory_time":
+            words = int(self.task.level)
+            cell = self._named(lambda cell: cell.attack == "none" and (cell.words or self._longest) == words)
+            yield self._mean_over("auroc", [cell])
+            return
+        self._score_all(self.main)
+        yield self._mean_over("auroc", self.main)
+        for cell in self.main:
+            items = self.placed(cell)
+            yield Measurement("auroc", float(np.mean(items)), f"source={cell.source}", items.tolist())
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(len(text.split()) for text in self.seen.llm)
+
+    def aupr(self) -> Iterator[Measurement]:
+        yield Measurement("aupr", float(np.mean([evaluation.average_precision(*self.pair(c)) for c in self.main])))
+
+    def tpr_at_1fpr(self) -> Iterator[Measurement]:
+        rates = [evaluation.true_positive_rate(*self.pair(cell), 0.01) for cell in self.main]
+        yield Measurement("tpr_at_1fpr", float(np.mean(rates)))
+
+    def roc(self) -> Iterator[Measurement]:
+        """The ROC curve, averaged over sources at each false positive rate; the whole value is the mean over these."""
+        curve = [
+            float(np.mean([evaluation.true_positive_rate(*self.pair(cell), rate) for cell in self.main]))
+            for rate in evaluation.FALSE_POSITIVE_RATES
+        ]
+        for rate, value in zip(evaluation.FALSE_POSITIVE_RATES, curve, strict=True):
+            yield Measurement("roc", value, f"fpr={rate:g}")
+        yield Measurement("roc", float(np.mean(curve)))
+
+    def control_auroc(self) -> Iterator[Measurement]:
+        """On unaligned samples, which a detector of alignment should not tell from human text."""
+        yield self._mean_over("control_auroc", [cell for cell in self.cells if not cell.aligned and cell.whole])
+
+    def attacked_auroc(self) -> Iterator[Measurement]:
+        for attack, cells in self._attacked().items():
+            found = self._mean_over("attacked_auroc", cells)
+            yield Measurement("attacked_auroc", found.value, f"attack={attack}", found.items)
+        yield self._mean_over("attacked_auroc", [cell for cells in self._attacked().values() for cell in cells])
+
+    def attack_drop(self) -> Iterator[Measurement]:
+        """AUROC of the same texts before the attack, minus after it."""
+        drops = []
+        for attack, cells in self._attacked().items():
+            names = {(cell.domain, cell.source) for cell in cells}
+            before = [cell for cell in self.main if (cell.domain, cell.source) in names]
+            drops.append(self._mean_over("auroc", before).value - self._mean_over("auroc", cells).value)
+            yield Measurement("attack_drop", drops[-1], f"attack={attack}")
+        yield Measurement("attack_drop", float(np.mean(drops)))
+
+    def _attacked(self) -> dict[str, list[Cell]]:
+        attacks = dict.fromkeys(cell.attack for cell in self.cells if cell.attack != "none")
+        if not attacks:
+            raise Skip("no texts were attacked")
+        return {attack: [cell for cell in self.cells if cell.attack == attack] for attack in attacks}
+
+    # -- metrics: all domains -----------------------------------------------------------------------------------------
+
+    def seen_auroc(self) -> Iterator[Measurement]:
+        yield self._mean_over("seen_auroc", [self.seen])
+
+    def unseen_auroc(self) -> Iterator[Measurement]:
+        unseen = [cell for cell in self.main if not cell.seen]
+        whole = self._mean_over("unseen_auroc", unseen)
+        # Items are of prompts, and domains do not share them: the engine pairs values, not items, here.
+        yield Measurement("unseen_auroc", whole.value)
+
+    def auroc_drop(self) -> Iterator[Measurement]:
+        """Seen minus unseen: what is lost where nothing was trained on."""
+        seen, unseen = next(self.seen_auroc()), next(self.unseen_auroc())
+        yield Measurement("auroc_drop", seen.value - unseen.value)
+
+    # -- metrics: dose ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _doses(self) -> dict[int, Cell]:
+        """The cells of best-of-n in the seen domain, by n; 1 is the unaligned control."""
+        mine = [cell for cell in self.cells if cell.domain == self.arena.seen_cell[0] and cell.whole]
+        return {cell.n: cell for cell in mine if cell.n is not None}
+
+    def dose_auroc(self) -> Iterator[Measurement]:
+        values = []
+        for n, cell in self._doses.items():
+            items = self.placed(cell)
+            values.append(float(np.mean(items)))
+            yield Measurement("dose_auroc", values[-1], f"n={n}", items.tolist())
+        yield Measurement("dose_auroc", float(np.mean(values)))
+
+    def dose_gain(self) -> Iterator[Measurement]:
+        """AUROC at the largest n minus that of unaligned samples."""
+        most, none = (self.placed(self._doses[n]) for n in (max(self._doses), 1))
+        yield Measurement("dose_gain", float(np.mean(most) - np.mean(none)), items=(most - none).tolist())
+
+    def win_rate(self) -> Iterator[Measurement]:
+        """Best-of-n against a fresh sample of the same prompt; nothing can expect more than n / (n + 1)."""
+        fresh = self.scores(self._doses[1].llm)
+        values = []
+        for n, cell in self._doses.items():
+            if n > 1:
+                items = evaluation.wins(self.scores(cell.llm), fresh)
+                values.append(float(np.mean(items)))
+                yield Measurement("win_rate", values[-1], f"n={n}", items.tolist())
+        yield Measurement("win_rate", float(np.mean(values)))
+
+    # -- metrics: rewards ---------------------------------------------------------------------------------------------
+
+    def preference_accuracy(self) -> Iterator[Measurement]:
+        """On held-out preference pairs: what replay should keep."""
+        rows = read_rows(self.task.bases["texts"], "preferences")
+        if not rows:
+            raise Skip("there are no held-out preference pairs")
+        chosen, rejected = (self.scores(row[side] for row in rows) for side in ("chosen", "rejected"))
+        items = evaluation.wins(chosen, rejected)
+        yield Measurement("preference_accuracy", float(np.mean(items)), items=items.tolist())
+
+    def order_accuracy(self) -> Iterator[Measurement]:
+        """Share of held-out triplets with LLM over mixed over human."""
+        rows = read_rows(self.task.bases["texts"], "validation")[: self.arena.n_order]
+        rows = [row for row in rows if row["mixed"].get("0.5")]
+        if not rows:
+            raise Skip("no held-out triplet has a mixed text")
+        texts = ([row["llm"] for row in rows], [row["mixed"]["0.5"] for row in rows], [row["human"] for row in rows])
+        items = evaluation.ordered([self.scores(part) for part in texts])
+        yield Measurement("order_accuracy", float(np.mean(items)), items=items.tolist())
+
+    def spread_ratio(self) -> Iterator[Measurement]:
+        """Standard deviation of the generated texts' scores over that of the human ones', on the seen cell."""
+        human, llm = self.pair(self.seen)
+        if not np.std(human):
+            raise Skip("all human texts have the same score")
+        yield Measurement("spread_ratio", float(np.std(llm) / np.std(human)))
+
+    def density(self) -> Iterator[Measurement]:
+        """Histograms of the scores on the seen cell, in standard deviations of the human ones."""
+        human, llm = self.pair(self.seen)
+        for name, scores in (("human", human), ("generated", llm)):
+            for middle, share in evaluation.density(scores, human):
+                yield Measurement("density", share, f"{name}={middle:g}")
+        yield Measurement("density", float((np.mean(llm) - np.mean(human)) / (np.std(human) or 1.0)))
+
+    # -- metrics: cost ------------------------------------------------------------------------------------------------
+
+    def seconds_per_text(self) -> Iterator[Measurement]:
+        cell = self.seen if self.task.axis != "memory_time" else self._named(
+            lambda cell: cell.attack == "none" and (cell.words or self._longest) == int(self.task.level)
+        )
+        texts = (cell.llm + cell.human)[: self.arena.n_timed]
+        yield Measurement("seconds_per_text", self.entry.seconds(texts) / len(texts))
+
+    def passes_per_text(self) -> Iterator[Measurement]:
+        yield Measurement("passes_per_text", self.entry.passes())
+
+    def flops_with_reward_model(self) -> Iterator[Measurement]:
+        """Training FLOPs, the training of what it started from included."""
+        bases = sum(info.train_flops for info in self.task.base_info.values())
+        yield Measurement("flops_with_reward_model", self.entry.train_flops + bases)
+
+
+def preload() -> None:
+    """Import what matches need; by name, so that no match depends on ReMoDetect's source unless it is in it."""
+    for module in ("methods.remodetect", "sklearn.linear_model", "sklearn.metrics", "transformers"):
+        importlib.import_module(module)

@@ -1,0 +1,181 @@
+"""Human prose: windows of words from docstrings, by domain, split so that no near-duplicate crosses from one use to another.
+
+A window is ``window_words`` words of one docstring, lower-cased, words and marks separated by single spaces. Human and
+generated text pass the same tokeniser, have the same number of words and the same closed vocabulary, so that nothing
+but the choice of words tells them apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rematch.arena import BaseInfo, BaseJob
+from rematch.corpora import SKIPPED, Document, corpus_hash, near_duplicate_groups
+
+DOMAINS = ("sci", "std", "topics", "data")
+"""scipy and scikit-learn; the standard library; the language reference in pydoc; numpy and pandas. The first is the one
+that detectors are trained on."""
+PACKAGES = {"sci": ("scipy", "sklearn"), "data": ("numpy", "pandas")}
+PARTS = ("lm_a", "lm_b", "train", "validation", "test", "preferences")
+"""What windows are for: to fit language models on, to train detectors, to choose, to score, to begin preference pairs."""
+UNKNOWN = "<unk>"
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[^\w\s]")
+_UNDERLINE = re.compile(r"^\s*([-=~^*`])\1{2,}\s*$", re.MULTILINE)
+_PROSE = re.compile(r"[A-Za-z][a-z']*[.,;:)]?")
+
+
+@dataclass
+class Corpus:
+    """Windows of human prose, by domain and by what they are for.
+
+    Attributes:
+        window_words: words of a window.
+        vocab_size: the most frequent words of the language models' parts; any other word is ``<unk>``.
+        windows: of each part in the domain that detectors are trained on; the other domains only fit language models,
+            begin preference pairs and are scored.
+        other_lm_windows: of each language model's part in every other domain, at most.
+        max_files: of each package, None for all.
+    """
+
+    window_words: int = 40
+    vocab_size: int = 3000
+    windows: dict[str, int] = field(
+        default_factory=lambda: {
+            "lm_a": 5000, "lm_b": 5000, "train": 1100, "validation": 200, "test": 200, "preferences": 1200,
+        }
+    )  # fmt: skip
+    other_lm_windows: int = 2000
+    max_files: int | None = None
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write ``<domain>.json`` ({part: [[word, ...], ...]}) and ``vocabulary.json``."""
+        documents = {domain: list(_documents(domain, self.max_files)) for domain in DOMAINS}
+        windows = self._split(documents)
+        counts = Counter(
+            word for parts in windows.values() for part in ("lm_a", "lm_b") for window in parts[part] for word in window
+        )
+        frequent = sorted(counts, key=lambda word: (-counts[word], word))[: self.vocab_size - 1]
+        vocabulary = [UNKNOWN, *frequent]
+        known = set(vocabulary)
+        for domain, parts in windows.items():
+            closed = {
+                part: [[word if word in known else UNKNOWN for word in window] for window in mine]
+                for part, mine in parts.items()
+            }
+            _write(job.out / f"{domain}.json", closed)
+        _write(job.out / "vocabulary.json", vocabulary)
+        everything = [document for domain in DOMAINS for document in documents[domain]]
+        sizes = {f"{domain}_{part}": len(mine) for domain, parts in windows.items() for part, mine in parts.items()}
+        covered = sum(counts[word] for word in frequent) / max(1, sum(counts.values()))
+        return BaseInfo(
+            data_hash=corpus_hash(everything),
+            notes={"documents": len(everything), "known_words": covered, **sizes},
+        )
+
+    def _split(self, documents: dict[str, list[Document]]) -> dict[str, dict[str, list[list[str]]]]:
+        """Windows by domain and part. A group of near-duplicates, across all domains, goes to one part as a whole."""
+        everything = [(domain, document) for domain in DOMAINS for document in documents[domain]]
+        groups = near_duplicate_groups([document for _, document in everything])
+        found: dict[str, dict[str, list[list[str]]]] = {d: {part: [] for part in PARTS} for d in DOMAINS}
+        room = {domain: self._room(domain) for domain in DOMAINS}
+        for group in sorted(groups, key=lambda g: _hash(everything[g[0]][1].path)):
+            domain = everything[group[0]][0]
+            # Into the part that is emptiest, relative to what it wants; the smaller parts of a small domain first.
+            part = min(PARTS, key=lambda p: len(found[domain][p]) / room[domain][p] if room[domain][p] else np.inf)
+            for index in group:
+                where, document = everything[index]
+                words = document.text.split(" ")
+                cut = range(0, len(words) - self.window_words + 1, self.window_words)
+                if room[where][part]:
+                    found[where][part] += [words[start : start + self.window_words] for start in cut]
+        return {d: {p: mine[: room[d][p]] for p, mine in parts.items()} for d, parts in found.items()}
+
+    def _room(self, domain: str) -> dict[str, int]:
+        if domain == DOMAINS[0]:
+            return self.windows
+        lm = self.other_lm_windows
+        return {
+            **self.windows, "lm_a": lm, "lm_b": lm, "train": 0, "validation": 0,
+            "preferences": self.windows["preferences"] // len(DOMAINS),
+        }  # fmt: skip
+
+
+def load_part(corpus: Path, domain: str, part: str) -> list[list[str]]:
+    """The windows of a domain that are for ``part``, each a list of words."""
+    return json.loads((corpus / f"{domain}.json").read_text(encoding="utf-8"))[part]
+
+
+def load_vocabulary(corpus: Path) -> list[str]:
+    """The closed vocabulary, ``<unk>`` first, then by frequency."""
+    return json.loads((corpus / "vocabulary.json").read_text(encoding="utf-8"))
+
+
+def _documents(domain: str, max_files: int | None) -> Iterator[Document]:
+    """One document a docstring: its prose, as words separated by spaces. A paragraph is taken where it first stands."""
+    seen: set[str] = set()
+    for path, docstrings in _docstrings(domain, max_files):
+        for index, docstring in enumerate(docstrings):
+            words = [word for paragraph in _prose(docstring, seen) for word in _WORD.findall(paragraph.lower())]
+            if words:
+                yield Document("docstrings", f"{domain}/{path}/{index}", " ".join(words))
+
+
+def _docstrings(domain: str, max_files: int | None) -> Iterator[tuple[str, list[str]]]:
+    if domain == "topics":
+        topics = importlib.import_module("pydoc_data.topics").topics
+        yield from ((name, [text]) for name, text in sorted(topics.items()))
+        return
+    roots = [_root(name) for name in PACKAGES[domain]] if domain in PACKAGES else [Path(sysconfig.get_paths()["stdlib"])]
+    for root in roots:
+        paths = [path for path in root.rglob("*.py") if not set(SKIPPED) & set(path.relative_to(root).parts)]
+        named = sorted((f"{root.name}/{path.relative_to(root).as_posix()}", path) for path in paths)
+        for name, path in sorted(named, key=lambda pair: _hash(pair[0]))[:max_files]:
+            yield name if domain in PACKAGES else name.partition("/")[2], _docstrings_of(path)
+
+
+def _root(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None  # a dependency of the project
+    return Path(spec.origin).parent
+
+
+def _docstrings_of(path: Path) -> list[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
+
+
+def _prose(docstring: str, seen: set[str]) -> Iterator[str]:
+    """The paragraphs that are prose and have not been seen: no sessions, 8 words or more, three quarters of them plain."""
+    for paragraph in re.split(r"\n\s*\n", _UNDERLINE.sub("", docstring)):
+        words = paragraph.split()
+        text = " ".join(words)
+        if ">>>" in paragraph or len(words) < 8 or text in seen:
+            continue
+        if sum(bool(_PROSE.fullmatch(word)) for word in words) >= 0.75 * len(words):
+            seen.add(text)
+            yield text
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data), encoding="utf-8")

@@ -1,0 +1,177 @@
+"""The texts of the real and paper tiers as the folder that ``texts`` describes, from the papers' own data sets.
+
+Training pairs are HC3's, replay and preference pairs those of two preference data sets, evaluation pairs those of
+Fast-DetectGPT and MGTBench. What is on the hub is read from there or from a mirror of it; what is not has to lie in a
+mirror.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from rematch.errors import RematchError, unknown
+from rematch.hub import Hub
+from workflows.remodetect.hub_sources import (
+    FAST_DETECT_GPT,
+    HC3,
+    HH_RLHF,
+    MGTBENCH,
+    MGTBENCH_SOURCES,
+    SYNTHETIC_INSTRUCT,
+    UNALIGNED,
+    cut_pair,
+    fast_detect_gpt_cells,
+    hc3_answers,
+    hc3_cell,
+    mgtbench_cells,
+    preference_pairs,
+    replay_texts,
+    split_answers,
+    usable,
+)
+from workflows.remodetect.rephrasing import (
+    PARAPHRASER,
+    REPHRASER,
+    ChatModel,
+    Paraphraser,
+    mixed_texts,
+    swap_adjacent_words,
+)
+from workflows.remodetect.texts import Cell, Row, cut_cells
+
+ATTACKS = ("rephrase", "swap")
+
+
+def write_hub_texts(
+    folder: Path,
+    *,
+    seed: int,
+    hub: Hub,
+    n_triplets: int = 2201,
+    n_replay: int = 2201,
+    n_pairs: int = 1000,
+    ratios: Sequence[float] = (0.5,),
+    attacks: Sequence[str] = ATTACKS,
+    rephraser: str = REPHRASER,
+    paraphraser: str = PARAPHRASER,
+    device: str = "auto",
+    batch_size: int = 8,
+    max_new_tokens: int = 1024,
+    hc3: str = HC3,
+    hh_rlhf: str = HH_RLHF,
+    synthetic_instruct: str = SYNTHETIC_INSTRUCT,
+    fast_detect_gpt: str | None = FAST_DETECT_GPT,
+    mgtbench: str | None = MGTBENCH,
+    mgtbench_sources: Mapping[str, str] = MGTBENCH_SOURCES,
+    lengths: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Write ``triplets``, ``validation``, ``replay``, ``preferences`` and ``cells`` (``.jsonl``) into ``folder``.
+
+    Args:
+        folder: must exist.
+        seed: of everything that is drawn; the same seed writes the same files.
+        n_triplets: rows of HC3 that are read for training and validation (80 % and 20 %).
+        n_replay: replay texts.
+        n_pairs: pairs of a cell, and preference pairs, at most.
+        ratios: shares of a human text's sentences that the mixed texts have rephrased; none for no mixed texts.
+        attacks: ``rephrase`` and ``swap``, made on the LLM's texts of HC3 and Fast-DetectGPT (Table 4's benchmark).
+        rephraser: id of the chat model that makes mixed texts.
+        paraphraser: id of the T5 that makes the attack ``rephrase``.
+        device, batch_size: of both; ``cpu``, ``cuda`` or ``auto`` (over all accelerators).
+        max_new_tokens: of an answer of the rephraser; one that is cut off gives no mixed text.
+        hc3, hh_rlhf, synthetic_instruct: ids of the data sets.
+        fast_detect_gpt, mgtbench: folders of a mirror's data sets, as ids; None leaves them out.
+        mgtbench_sources: names of the LLMs by column of MGTBench's files; only the columns that a file has are read.
+        lengths: words to which Fast-DetectGPT's pairs are cut for cells of their own (Figure 6: 30, 60, ..., 210).
+
+    Returns:
+        Notes: rows written, what was dropped as empty or one word, mixed texts that were made and that were not.
+
+    Raises:
+        RematchError: files are missing or not in their format, or an option has no such value.
+    """
+    for attack in attacks:
+        if attack not in ATTACKS:
+            raise unknown("attack", attack, ATTACKS, "attacks")
+    for ratio in ratios:
+        if not 0 < ratio <= 1:
+            raise RematchError(f"ratios: {ratio}; allowed: shares of the sentences above 0 and up to 1")
+    dropped: Counter[str] = Counter()
+    rows = hc3_answers(hub, hc3)
+    train, validation, held_out = split_answers(rows, n_triplets, seed, dropped)
+    for what, found in (("training", train), ("validation", validation), ("held-out", held_out)):
+        if not found:
+            raise RematchError(
+                f"{hc3}: no {what} rows. It has {len(rows)}: the first n_triplets ({n_triplets}) are to train on and to "
+                f"validate, those behind them to score"
+            )
+    replay = replay_texts(hub, n_replay, seed, dropped, hh_rlhf=hh_rlhf, synthetic_instruct=synthetic_instruct)
+    preferences = preference_pairs(hub, n_pairs, seed, dropped, hh_rlhf=hh_rlhf)
+    cells = [hc3_cell(held_out[:n_pairs])]
+    if fast_detect_gpt is not None:
+        cells += fast_detect_gpt_cells(hub, n_pairs, seed, dropped, repo_id=fast_detect_gpt)
+    unattacked = [asdict(cell) for cell in cells]
+    short = [*cut_cells(unattacked, lengths, {(cell.domain, cell.source) for cell in cells if not cell.seen})]
+    rewriters = _rewriters(attacks, hub, paraphraser, device, batch_size)
+    attacked = [asdict(_attacked(cell, name, rewrite, seed, dropped)) for name, rewrite in rewriters for cell in cells]
+    if mgtbench is not None:
+        more = mgtbench_cells(hub, n_pairs, seed, dropped, repo_id=mgtbench, sources=mgtbench_sources)
+        unattacked += [asdict(cell) for cell in more]
+
+    pairs = [*train, *validation]
+    mixed: list[dict[str, str | None]] = [{} for _ in pairs]
+    mixing_notes: dict[str, dict[str, int]] = {}
+    if ratios:
+        sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        chat = ChatModel.from_pretrained(hub.model_path(rephraser), device, **sizes)
+        mixed, mixing_notes = mixed_texts([pair.human for pair in pairs], ratios, chat, seed)
+        mixing_notes["rephraser"] = {"tokens": chat.tokens}
+    triplets = [{"llm": pair.llm, "human": pair.human, "mixed": mix} for pair, mix in zip(pairs, mixed, strict=True)]
+
+    files: dict[str, list[Row]] = {
+        "triplets": triplets[: len(train)],
+        "validation": triplets[len(train) :],
+        "replay": [{"text": text} for text in replay],
+        "preferences": preferences,
+        "cells": [*unattacked, *short, *attacked],
+    }
+    for name, written in files.items():
+        # In ASCII: a line separator within a text, such as U+2028, must not end the row.
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    return {
+        "rows": {name: len(written) for name, written in files.items()},
+        "dropped": {where: count for where, count in sorted(dropped.items()) if count},
+        "mixed": mixing_notes,
+        "unaligned": list(UNALIGNED),
+    }
+
+
+def _rewriters(
+    attacks: Sequence[str], hub: Hub, paraphraser: str, device: str, batch_size: int
+) -> Iterator[tuple[str, Callable[[Sequence[str], int], list[str]]]]:
+    for attack in attacks:
+        if attack == "swap":
+            yield attack, swap_adjacent_words
+        else:
+            model = Paraphraser.from_pretrained(hub.model_path(paraphraser), device, batch_size=batch_size)
+            yield attack, model.rephrase
+
+
+def _attacked(
+    cell: Cell, attack: str, rewrite: Callable[[Sequence[str], int], list[str]], seed: int, dropped: Counter[str]
+) -> Cell:
+    """The cell with its LLM texts rewritten. Rephrasing changes lengths, so that the pairs are cut once more."""
+    where = f"{cell.domain} {cell.source}"
+    made = rewrite(cell.llm, crc32(f"{seed} {where}".encode()))
+    pairs = [
+        cut_pair(human, llm)
+        for human, llm in zip(cell.human, made, strict=True)
+        if usable(human, llm, dropped, f"{where} {attack}")
+    ]
+    return replace(cell, attack=attack, human=[pair[0] for pair in pairs], llm=[pair[1] for pair in pairs])
