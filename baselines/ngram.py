@@ -33,6 +33,9 @@ from rematch.errors import RematchError
 
 UNKNOWN = "<unk>"
 
+Rows = Sequence[np.ndarray] | np.ndarray
+"""Arrays of any lengths, or one array of rows of one length, as ``NGram.sample`` gives it."""
+
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -134,12 +137,12 @@ class NGram:
         indices, unknown = self._indices, self._indices[UNKNOWN]
         return [np.array([indices.get(word, unknown) for word in text.split()], np.int64) for text in texts]
 
-    def decode(self, ids_batch: Sequence[np.ndarray]) -> list[str]:
+    def decode(self, ids_batch: Rows) -> list[str]:
         """The words of each text, joined by one space."""
         vocabulary = self.vocabulary
-        return [" ".join([vocabulary[index] for index in ids]) for ids in ids_batch]
+        return [" ".join([vocabulary[index] for index in ids.tolist()]) for ids in ids_batch]
 
-    def log_probs(self, ids_batch: Sequence[np.ndarray]) -> Tensor:
+    def log_probs(self, ids_batch: Rows) -> Tensor:
         """ln P of every word at tokens 2 .. n given all that stands before in the text.
 
         Args:
@@ -148,34 +151,32 @@ class NGram:
         Returns:
             (texts, longest - 1, V) float32; rows sum to 1 up to 1e-6 as probabilities; uniform beyond a text's end.
         """
-        ids, starts = _flat(ids_batch)
+        ids, starts = self._flat(ids_batch)
         positions = max(0, int(np.diff(starts).max(initial=0)) - 1)
         out = torch.empty(len(ids_batch), positions, self.vocab_size)
         _fill(ids, starts, *self._trie, self.order, self.discount, self._unigram, self._log_unigram, out.numpy())
         return out
 
-    def token_log_probs(self, ids_batch: Sequence[np.ndarray]) -> np.ndarray:
+    def token_log_probs(self, ids_batch: Rows) -> np.ndarray:
         """ln P of tokens 2 .. n, (texts, longest - 1) float64, NaN beyond a text's end; no dense row is made."""
-        ids, starts = _flat(ids_batch)
+        ids, starts = self._flat(ids_batch)
         out = np.full((len(ids_batch), max(0, int(np.diff(starts).max(initial=0)) - 1)), np.nan)
         _score(ids, starts, *self._trie, self.order, self.discount, self._unigram, out)
         return out
 
-    def ranked_tokens(self, ids_batch: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def ranked_tokens(self, ids_batch: Rows) -> tuple[np.ndarray, np.ndarray]:
         """ln P and rank of tokens 2 .. n, both (texts, longest - 1) float64, NaN beyond a text's end; no dense row is made.
 
         A rank is 1 + the number of words that are strictly more probable.
         """
-        ids, starts = _flat(ids_batch)
+        ids, starts = self._flat(ids_batch)
         shape = len(ids_batch), max(0, int(np.diff(starts).max(initial=0)) - 1)
         log_p, rank = np.full(shape, np.nan), np.full(shape, np.nan)
         unigrams = self._unigram, self._sorted_unigram
         _rank(ids, starts, *self._trie, self.order, self.discount, *unigrams, log_p, rank)
         return log_p, rank
 
-    def sample(
-        self, prefixes: Sequence[np.ndarray], length: int, rng: np.random.Generator, temperature: float = 1.0
-    ) -> np.ndarray:
+    def sample(self, prefixes: Rows, length: int, rng: np.random.Generator, temperature: float = 1.0) -> np.ndarray:
         """Continue every prefix (an empty one too) by ``length`` words: the new words alone, (prefixes, length) int64.
 
         A function of the prefixes and of one uniform number a word, drawn row by row: the same generator gives the same
@@ -185,7 +186,7 @@ class NGram:
             RematchError: for a temperature that is not positive.
         """
         room = np.zeros(length, np.int64)
-        ids, starts = _flat([np.concatenate([prefix, room]) for prefix in prefixes])
+        ids, starts = self._flat([np.concatenate([prefix, room]) for prefix in prefixes])
         drawn = np.zeros(len(ids), np.bool_)
         columns = starts[1:, None] - np.arange(length, 0, -1)
         drawn[columns] = True
@@ -194,8 +195,8 @@ class NGram:
 
     def infill(
         self,
-        ids_batch: Sequence[np.ndarray],
-        masks: Sequence[np.ndarray],
+        ids_batch: Rows,
+        masks: Rows,
         rng: np.random.Generator,
         temperature: float = 1.0,
     ) -> list[np.ndarray]:
@@ -206,12 +207,22 @@ class NGram:
             masks: for each text a boolean for each word, True where it is drawn.
 
         Raises:
-            RematchError: for a temperature that is not positive.
+            RematchError: for a temperature that is not positive, or masks that are not as long as their texts.
         """
-        ids, starts = _flat(ids_batch)
-        drawn, _ = _flat(masks)
+        ids, starts = self._flat(ids_batch)
+        drawn, mask_starts = _flat(masks)
+        if not np.array_equal(starts, mask_starts):
+            raise RematchError("infilling needs one mask a text, as long as the text")
         self._draw(ids, starts, drawn.astype(np.bool_), rng, temperature)
         return np.split(ids, starts[1:-1]) if len(ids_batch) else []
+
+    def _flat(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        ids, starts = _flat(rows)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise RematchError(
+                f"ids of {ids.min()} to {ids.max()}, but the vocabulary has {self.vocab_size} words: encode with this model"
+            )
+        return ids, starts
 
     def _draw(
         self, ids: np.ndarray, starts: np.ndarray, drawn: np.ndarray, rng: np.random.Generator, temperature: float
@@ -244,7 +255,7 @@ class NGram:
         return cls(words=arrays["words"], counts=arrays["counts"], first_child=arrays["first_child"], **settings)
 
 
-def _flat(rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _flat(rows: Sequence[Sequence[int]] | Rows) -> tuple[np.ndarray, np.ndarray]:
     """Rows one after the other as int64 (a copy), and where each starts, (rows + 1,)."""
     starts = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=starts[1:])

@@ -196,3 +196,22 @@ def test_what_cannot_be_is_refused() -> None:
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(RematchError, match="temperature"):
             fitted().sample([np.array([1])], 1, np.random.default_rng(0), temperature)
+    for ids in ([4], [-1]):
+        with pytest.raises(RematchError, match="the vocabulary has 4 words"):
+            fitted().log_probs([np.array([1, *ids])])
+    with pytest.raises(RematchError, match="one mask a text"):
+        fitted().infill([np.array([1, 2])], [np.array([True])], np.random.default_rng(0))
+
+
+def test_ranked_tokens_are_those_of_the_dense_row() -> None:
+    model = random_model(3, vocab_size=30)
+    batch = [np.random.default_rng(n).integers(model.vocab_size, size=n) for n in (12, 2, 1, 0, 30)]
+    log_p, rank = model.ranked_tokens(batch)
+    assert log_p.shape == rank.shape == (5, 29)
+    assert log_p == pytest.approx(model.token_log_probs(batch), nan_ok=True, abs=1e-12)
+    for row, ids in enumerate(batch):
+        for place in range(1, len(ids)):
+            dense = model.log_probs([ids])[0, place - 1]
+            assert rank[row, place - 1] == 1 + (dense > dense[ids[place]]).sum()
+        assert np.isnan(rank[row, max(0, len(ids) - 1) :]).all()
+    assert (rank[~np.isnan(rank)] == 1).any()

@@ -93,15 +93,23 @@ class Corpus:
         room = {domain: self._room(domain) for domain in DOMAINS}
         for group in sorted(groups, key=lambda g: _hash(everything[g[0]][1].path)):
             domain = everything[group[0]][0]
-            # Into the part that is emptiest, relative to what it wants; the smaller parts of a small domain first.
-            part = min(PARTS, key=lambda p: len(found[domain][p]) / room[domain][p] if room[domain][p] else np.inf)
+            # Into the part that is emptiest, relative to what it wants.
+            wanting = [part for part in PARTS if room[domain][part]]
+            part = min(wanting, key=lambda p: len(found[domain][p]) / room[domain][p])
+            # A twentieth of a part at most is one group, or a few long texts would be all of it: the rest is left out.
+            left = max(1, room[domain][part] // 20)
             for index in group:
                 where, document = everything[index]
-                words = document.text.split(" ")
-                cut = range(0, len(words) - self.window_words + 1, self.window_words)
+                cut = self._cut(document)[:left]
+                left -= len(cut)
                 if room[where][part]:
-                    found[where][part] += [words[start : start + self.window_words] for start in cut]
+                    found[where][part] += cut
         return {d: {p: mine[: room[d][p]] for p, mine in parts.items()} for d, parts in found.items()}
+
+    def _cut(self, document: Document) -> list[list[str]]:
+        """The windows of a text, without overlap."""
+        words, n = document.text.split(" "), self.window_words
+        return [words[start : start + n] for start in range(0, len(words) - n + 1, n)]
 
     def _room(self, domain: str) -> dict[str, int]:
         if domain == DOMAINS[0]:

@@ -110,11 +110,11 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def need_texts(value: object, key: str, place: str) -> list[str]:
-    """``value`` if it is a list of texts, else an error that names the place and the key."""
+    """``value``, which must be a list of texts: else an error that names the place and the key."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         kind = "a list with other things" if isinstance(value, list) else type(value).__name__
         raise RematchError(f"{place}: '{key}' must be a list of texts, is {kind}")
-    return value
+    return [_unicode(text) for text in value]
 
 
 def _checked(row: object, texts: Sequence[str], lists: Sequence[str], place: str) -> dict[str, Any]:
@@ -127,9 +127,16 @@ def _checked(row: object, texts: Sequence[str], lists: Sequence[str], place: str
     for key in texts:
         if not isinstance(row[key], str):
             raise RematchError(f"{place}: '{key}' must be a text, is {type(row[key]).__name__}")
-    for key in lists:
-        need_texts(row[key], key, place)
-    return row
+    return {key: _unicode(row[key]) for key in texts} | {key: need_texts(row[key], key, place) for key in lists}
+
+
+def _unicode(text: str) -> str:
+    """The text with U+FFFD for half characters (lone surrogates), which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _need_columns(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ mirror.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -43,7 +42,7 @@ from workflows.remodetect.rephrasing import (
     mixed_texts,
     swap_adjacent_words,
 )
-from workflows.remodetect.texts import Cell, Row, cut_cells
+from workflows.remodetect.texts import Cell, Row, cut_cells, write_rows
 
 ATTACKS = ("rephrase", "swap")
 
@@ -142,8 +141,7 @@ def write_hub_texts(
         "cells": [*unattacked, *short, *attacked],
     }
     for name, written in files.items():
-        # In ASCII: a line separator within a text, such as U+2028, must not end the row.
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+        write_rows(folder, name, written)
     return {
         "rows": {name: len(written) for name, written in files.items()},
         "dropped": {where: count for where, count in sorted(dropped.items()) if count},

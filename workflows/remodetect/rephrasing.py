@@ -59,7 +59,7 @@ class ChatModel:
         return cls(model, _tokenizer(path), **options)
 
     def answers(self, prompts: Sequence[str], seed: int) -> list[str]:
-        """The model's answer to each message, sampled at temperature 1 (the default of the service that the paper used)."""
+        """The model's answer to each message, sampled at temperature 1 (the official code sets none)."""
         messages = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers import T5Tokenizer as T5
 
@@ -115,6 +115,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=258, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(["a text"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # a first token, as Llama 3 puts it
+        single="<|start|> $A", special_tokens=[("<|start|>", 0)]
+    )
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>")
     made.chat_template = CHAT_TEMPLATE
     return made
@@ -473,7 +476,7 @@ def test_padding_and_the_chat_template(chat: ChatModel, monkeypatch: pytest.Monk
         return torch.cat([options["input_ids"], torch.full((2, 1), 70)], dim=1)
 
     monkeypatch.setattr(chat.model, "generate", generate)
-    chat.answers(["ab", "abcdef"], seed=0)
+    assert chat.answers(["ab", "abcdef"], seed=0) == [chat.tokenizer.decode([70])] * 2  # without the message
     decoded = [chat.tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(seen["input_ids"], seen["attention_mask"], strict=True)]  # fmt: skip
     assert decoded == [f"<|start|>user\n{text}<|end|><|start|>assistant\n" for text in ("abcdef", "ab")]
     assert seen["attention_mask"][1].tolist() == [0] * 4 + [1] * (seen["attention_mask"].shape[1] - 4)  # on the left
@@ -683,17 +686,18 @@ def test_without_the_benchmarks_of_a_mirror(mirror: Path, tmp_path: Path) -> Non
     assert [(cell.domain, cell.seen) for cell in read_cells(tmp_path)] == [("hc3", True)]
 
 
-def test_line_separators_within_a_text_end_no_row(mirror: Path, tmp_path: Path) -> None:
-    strange = "one\u2028two \u0085 three\x0c four"
+def test_strange_characters_spoil_no_row(mirror: Path, tmp_path: Path) -> None:
+    strange = "one\u2028two \u0085 three\x0c four \U0001f600 "
     for dataset in (sources.HH_RLHF, sources.SYNTHETIC_INSTRUCT):
         link = tmp_path / "datasets" / dataset
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(mirror / "datasets" / dataset, target_is_directory=True)
-    rows = [hc3_row(i) | {"human_answers": [strange]} for i in range(8)]
+    half = "\ud83d"  # of a character, as JSON can hold it
+    rows = [hc3_row(i) | {"human_answers": [strange + half]} for i in range(8)]
     write(tmp_path / "datasets" / sources.HC3 / "all.jsonl", json_lines(rows))
     options = OPTIONS | {"n_triplets": 6, "fast_detect_gpt": None, "mgtbench": None, "ratios": (), "attacks": ()}
     write_hub_texts(tmp_path, seed=0, hub=Hub(tmp_path), **options)
-    assert {row["human"] for row in read_rows(tmp_path, "triplets")} == {strange}
+    assert {row["human"] for row in read_rows(tmp_path, "triplets")} == {strange + "\ufffd"}
 
 
 def test_options_are_checked(hub: Hub, tmp_path: Path) -> None:
