@@ -90,7 +90,7 @@ class Corpus:
         everything = [(domain, document) for domain in DOMAINS for document in documents[domain]]
         groups = near_duplicate_groups([document for _, document in everything])
         found: dict[str, dict[str, list[list[str]]]] = {d: {part: [] for part in PARTS} for d in DOMAINS}
-        room = {domain: self._room(domain) for domain in DOMAINS}
+        room = {domain: self._room(domain, documents[domain]) for domain in DOMAINS}
         for group in sorted(groups, key=lambda g: _hash(everything[g[0]][1].path)):
             domain = everything[group[0]][0]
             # Into the part that is emptiest, relative to what it wants.
@@ -111,14 +111,14 @@ class Corpus:
         words, n = document.text.split(" "), self.window_words
         return [words[start : start + n] for start in range(0, len(words) - n + 1, n)]
 
-    def _room(self, domain: str) -> dict[str, int]:
+    def _room(self, domain: str, documents: list[Document]) -> dict[str, int]:
+        """How many windows each part of a domain wants."""
         if domain == DOMAINS[0]:
             return self.windows
-        lm = self.other_lm_windows
-        return {
-            **self.windows, "lm_a": lm, "lm_b": lm, "train": 0, "validation": 0,
-            "preferences": self.windows["preferences"] // len(DOMAINS),
-        }  # fmt: skip
+        preferences = self.windows["preferences"] // len(DOMAINS)
+        spare = sum(len(self._cut(document)) for document in documents) - self.windows["test"] - preferences
+        lm = max(1, min(self.other_lm_windows, spare // 2))
+        return {**self.windows, "lm_a": lm, "lm_b": lm, "train": 0, "validation": 0, "preferences": preferences}
 
 
 def load_part(corpus: Path, domain: str, part: str) -> list[list[str]]:
