@@ -48,6 +48,7 @@ class Corpus:
             begin preference pairs and are scored.
         other_lm_windows: of each language model's part in every other domain, at most.
         max_files: of each package, None for all.
+        built_in: False where the texts are the paper's and the language models the hub's: then nothing is read.
     """
 
     window_words: int = 40
@@ -59,9 +60,12 @@ class Corpus:
     )  # fmt: skip
     other_lm_windows: int = 2000
     max_files: int | None = None
+    built_in: bool = True
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``<domain>.json`` ({part: [[word, ...], ...]}) and ``vocabulary.json``."""
+        if not self.built_in:
+            return BaseInfo(notes={"built_in": False})
         documents = {domain: list(_documents(domain, self.max_files)) for domain in DOMAINS}
         windows = self._split(documents)
         counts = Counter(

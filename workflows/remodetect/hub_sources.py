@@ -179,12 +179,12 @@ def replay_texts(
 
 
 def preference_pairs(
-    hub: Hub, n: int, seed: int, dropped: Counter[str], *, hh_rlhf: str = HH_RLHF
+    hub: Hub, n: int, seed: int, dropped: Counter[str], *, hh_rlhf: str = HH_RLHF, split: str = "test"
 ) -> list[dict[str, str]]:
-    """``n`` random pairs of hh-rlhf's test split: ``chosen`` and ``rejected``, as they are."""
+    """``n`` random pairs of a split of hh-rlhf (``train`` or ``test``): ``chosen`` and ``rejected``, as they are."""
 
     def pairs() -> Iterator[dict[str, str]]:
-        for path in find_files(hub, hh_rlhf, ["*/test.jsonl.gz"], HH_ORIGIN):
+        for path in find_files(hub, hh_rlhf, [f"*/{split}.jsonl.gz"], HH_ORIGIN):
             for row in json_rows(path, ("chosen", "rejected")):
                 if usable(row["chosen"], row["rejected"], dropped, "preferences"):
                     yield {"chosen": row["chosen"], "rejected": row["rejected"]}

@@ -55,6 +55,7 @@ def write_hub_texts(
     n_triplets: int = 2201,
     n_replay: int = 2201,
     n_pairs: int = 1000,
+    n_rewards: int = 0,
     ratios: Sequence[float] = (0.5,),
     attacks: Sequence[str] = ATTACKS,
     rephraser: str = REPHRASER,
@@ -70,13 +71,14 @@ def write_hub_texts(
     mgtbench_sources: Mapping[str, str] = MGTBENCH_SOURCES,
     lengths: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Write ``triplets``, ``validation``, ``replay``, ``preferences`` and ``cells`` (``.jsonl``) into ``folder``.
+    """Write ``triplets``, ``validation``, ``replay``, ``rewards``, ``preferences`` and ``cells`` (``.jsonl``) into ``folder``.
 
     Args:
         folder: must exist.
         seed: of everything that is drawn; the same seed writes the same files.
         n_triplets: rows of HC3 that are read for training and validation (80 % and 20 %).
         n_replay: replay texts.
+        n_rewards: preference pairs to train a reward model on, where none of the hub is used.
         n_pairs: pairs of a cell, and preference pairs, at most.
         ratios: shares of a human text's sentences that the mixed texts have rephrased; none for no mixed texts.
         attacks: ``rephrase`` and ``swap``, made on the LLM's texts of HC3 and Fast-DetectGPT (Table 4's benchmark).
@@ -112,6 +114,7 @@ def write_hub_texts(
             )
     replay = replay_texts(hub, n_replay, seed, dropped, hh_rlhf=hh_rlhf, synthetic_instruct=synthetic_instruct)
     preferences = preference_pairs(hub, n_pairs, seed, dropped, hh_rlhf=hh_rlhf)
+    rewards = preference_pairs(hub, n_rewards, seed, dropped, hh_rlhf=hh_rlhf, split="train") if n_rewards else []
     cells = [hc3_cell(held_out[:n_pairs])]
     if fast_detect_gpt is not None:
         cells += fast_detect_gpt_cells(hub, n_pairs, seed, dropped, repo_id=fast_detect_gpt)
@@ -138,6 +141,7 @@ def write_hub_texts(
         "validation": triplets[len(train) :],
         "replay": [{"text": text} for text in replay],
         "preferences": preferences,
+        "rewards": rewards,
         "cells": [*unattacked, *short, *attacked],
     }
     for name, written in files.items():

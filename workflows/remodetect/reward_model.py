@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.detectors.sequence import SequenceDetector, parameter_groups
+from baselines.ngram import frequent_words
 from rematch.arena import BaseInfo, BaseJob
 from rematch.flops import count_flops
 from rematch.hub import Hub
-from workflows.remodetect.corpus import load_vocabulary
 from workflows.remodetect.language_models import device
 from workflows.remodetect.texts import Row, read_rows
 from workflows.remodetect.trunk import Architecture, load_trunk, new_trunk
@@ -27,7 +27,7 @@ POINTER = "hub.json"
 
 @dataclass
 class RewardModel:
-    """A text classifier with one logit. Needs ``corpus`` and ``texts``.
+    """A text classifier with one logit. Needs ``texts``.
 
     Trained by the Bradley-Terry loss on preference pairs of unaligned samples, which say nothing of human and machine;
     after every epoch it is judged on a tenth of the pairs, and the best epoch's weights are kept.
@@ -35,6 +35,7 @@ class RewardModel:
     Attributes:
         architecture: a bag of hashed features, or a small transformer.
         sizes: what its config takes.
+        vocab_size: words of the pairs that the transformer knows.
         epochs: over the pairs; 0 leaves the weights random.
         patience: epochs without improvement after which training ends.
         learning_rate: of AdamW, constant.
@@ -44,6 +45,7 @@ class RewardModel:
 
     architecture: Architecture = "hashed"
     sizes: dict[str, Any] = field(default_factory=dict)
+    vocab_size: int = 3000
     epochs: int = 20
     patience: int = 4
     learning_rate: float = 1e-3
@@ -57,8 +59,9 @@ class RewardModel:
             (job.out / POINTER).write_text(json.dumps({"id": self.hub_id}), encoding="utf-8")
             return BaseInfo(notes={"hub_id": self.hub_id})
         torch.manual_seed(job.seed or 0)
-        model, tokenizer = new_trunk(self.architecture, load_vocabulary(job.needs["corpus"]), **self.sizes)
         rows = read_rows(job.needs["texts"], "rewards")
+        words = [row[side].lower().split() for row in rows for side in ("chosen", "rejected")]
+        model, tokenizer = new_trunk(self.architecture, frequent_words(words, self.vocab_size), **self.sizes)
         info = self._train(model, tokenizer, rows, job.seed or 0) if self.epochs else BaseInfo()
         model.save_pretrained(job.out)
         tokenizer.save_pretrained(job.out)

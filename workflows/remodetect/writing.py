@@ -1,4 +1,4 @@
-"""Texts written here: n-gram models continue human prompts and are aligned by best-of-n towards a vendor's reward.
+"""The texts that every match of a seed starts from; at smoke and mini they are written here: n-gram models continue human prompts and are aligned by best-of-n towards a vendor's reward.
 
 There is one writer's model for each half of a domain's documents. What a detector is trained on was written by the first
 in the seen domain, best of 16 by vendor A. Everything else is unseen: fewer or more samples, the other half's model, a
@@ -8,6 +8,7 @@ a reward at the end.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 
 from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import unknown
 from workflows.remodetect.annotators import TASTES, Annotators, Selector, Surface, VendorReward, best_of
 from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
+from workflows.remodetect.hub_texts import write_hub_texts
 from workflows.remodetect.language_models import load_writers
 from workflows.remodetect.texts import Row, cut_cells, write_rows
 
@@ -28,11 +31,13 @@ SPAN = 8
 """Words of the spans that stand in for sentences in mixed texts: a window is too short for sentences."""
 ATTACK_SPAN, ATTACK_SHARE = 2, 0.3
 SEEN = (DOMAINS[0], "bon16")
+FIXED = ("folder", "seed", "hub")
+"""What the engine gives ``write_hub_texts``."""
 
 
 @dataclass
-class WrittenTexts:
-    """The texts of the smoke and mini tiers. Needs ``corpus`` and ``language_models``.
+class Texts:
+    """The texts of a seed. Needs ``corpus`` and ``language_models``.
 
     Attributes:
         n_triplets: human windows with an aligned text of the same prompt; the first ``n_mixed`` also with mixed texts.
@@ -45,6 +50,7 @@ class WrittenTexts:
         doses: the n of best-of-n in the seen domain; the others are written with those up to ``best_of``.
         raft_prompts, raft_best_of: of the texts that the RAFT model is fitted on.
         lengths: words that the cell seen in training is cut to.
+        papers: instead of all that: take the paper's data sets, with these arguments of ``hub_texts.write_hub_texts``.
     """
 
     n_triplets: int = 1100
@@ -60,9 +66,21 @@ class WrittenTexts:
     raft_prompts: int = 2000
     raft_best_of: int = 8
     lengths: list[int] = field(default_factory=lambda: [8, 16, 24, 32])
+    papers: dict[str, Any] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:
-        """Write the files that ``texts`` describes."""
+        """Write the files that ``texts`` describes.
+
+        Raises:
+            RematchError: ``papers`` has an unknown argument, or a data set is missing or not in its format.
+        """
+        if self.papers:
+            known = [name for name in inspect.signature(write_hub_texts).parameters if name not in FIXED]
+            for name in self.papers:
+                if name not in known:
+                    raise unknown("argument", name, known, "bases.texts: papers")
+            notes = write_hub_texts(job.out, seed=job.seed or 0, hub=job.hub, **self.papers)
+            return BaseInfo(notes=notes)
         pen = _Pen(self, job.needs["corpus"], job.needs["language_models"], int(job.seed or 0))
         rewards, preferences = pen.preference_pairs()
         write_rows(job.out, "rewards", rewards)
@@ -80,7 +98,7 @@ class WrittenTexts:
 class _Pen:
     """Everything that is drawn for one seed, from one generator for each purpose."""
 
-    def __init__(self, sizes: WrittenTexts, corpus: Path, models: Path, seed: int) -> None:
+    def __init__(self, sizes: Texts, corpus: Path, models: Path, seed: int) -> None:
         self.sizes, self.corpus, self.seed = sizes, corpus, seed
         vocabulary = load_vocabulary(corpus)
         self.ids = {word: index for index, word in enumerate(vocabulary)}
