@@ -29,6 +29,8 @@ class Metric(Strict):
     """``clock``: depends on the machine (seconds, memory), so two runs of one seed may differ."""
     slice_label: str = ""
     """What the number in a slice name counts, for the x axis of plots: ``distance in tokens``."""
+    reported_as: str = ""
+    """Its name in ``reported.csv``, where that is another."""
 
 
 class BaseSpec(Strict):
@@ -55,6 +57,8 @@ class ContenderSpec(Strict):
     """What it starts from; the first is the one that it competes with."""
     options: Options = {}
     describe: str = ""
+    reported_as: str = ""
+    """Its name in ``reported.csv``, where that is another."""
 
 
 class Budget(Strict):
@@ -77,6 +81,10 @@ class AxisSpec(Strict):
     contenders: Annotated[list[Name], Field(min_length=1)]
     metrics: Annotated[list[Name], Field(min_length=1)]
     budget: Budget | None = None
+    flops_label: str = "FLOPs per item"
+    """What the arena counts on the axis, for the x axis of plots: ``training FLOPs``."""
+    reported_levels: dict[str, LevelValue] = {}
+    """The level that a data set of ``reported.csv`` is, by the name that it has there."""
     required: bool = True
     """A required match that failed makes the whole run end non-zero."""
 
@@ -90,6 +98,14 @@ class ReportedGap(Strict):
     dataset: str | None = None
     setting: str | None = None
     table: str | None = None
+
+
+class Caveat(Strict):
+    """Why a contender's reported numbers in a table are not to be taken as they stand; marks them wherever they show."""
+
+    contender: Name
+    tables: Annotated[list[str], Field(min_length=1)]
+    note: str
 
 
 class Claim(Strict):
@@ -125,11 +141,14 @@ class Plot(Strict):
     title: str
     axis: AxisName
     metric: Name
-    x: Literal["flops", "level", "slice"]
+    x: Literal["flops", "level", "slice", "metric"]
+    x_metric: Name | None = None
+    """With ``x: metric``, the metric that is drawn along the x axis: its mean over seeds."""
     contenders: list[Name] | None = None
     levels: list[LevelValue] | None = None
-    slice: str | None = None
-    """With ``x: slice``, the family of slices: ``distance`` takes ``distance=64``, ``distance=128``, ..."""
+    slice: str | list[str] | None = None
+    """With ``x: slice``, the family of slices: ``distance`` takes ``distance=64``, ``distance=128``, ... Of several
+    families each is a line of its own, and the plot shows one contender: for several there are as many plots."""
     log_x: bool = False
     caption: str = ""
 
@@ -189,4 +208,5 @@ class CardFile(Strict):
     plots: list[Plot] = []
     tables: list[Table] = []
     deviations: list[str] = []
+    caveats: list[Caveat] = []
     tiers: dict[TierName, PaperAtTier]

@@ -46,7 +46,7 @@ class Card:
 
     Attributes:
         spec: the content of the card.
-        reported: the rows of ``reported.csv``: what the paper reported.
+        reported: the rows of ``reported.csv``: what the paper reported, under the card's names and in its units.
     """
 
     ARENA_CLASS: ClassVar[str] = "Arena"
@@ -55,7 +55,7 @@ class Card:
         self.folder, self.root = folder, root
         self.path = folder / "card.yaml"
         self.spec = _parse(self.path, CardFile)
-        self.reported = _read_reported(folder / "reported.csv", root)
+        self.reported = self._in_our_terms(_read_reported(folder / "reported.csv", root))
         self._check()
 
     @property
@@ -76,6 +76,20 @@ class Card:
         if gap is None:
             return None
         return self._reported_value(claim_id, gap, gap.contender), self._reported_value(claim_id, gap, gap.against)
+
+    def _in_our_terms(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Reported rows under the card's names (``reported_as``), percentages as shares where the metric is a share."""
+        contenders = {spec.reported_as: name for name, spec in self.spec.contenders.items() if spec.reported_as}
+        metrics = {spec.reported_as: name for name, spec in self.spec.metrics.items() if spec.reported_as}
+        found = []
+        for row in rows:
+            metric = metrics.get(row["metric"], row["metric"])
+            names = {"axis": row["axis"].replace("-", "_"), "metric": metric}
+            names["contender"] = contenders.get(row["contender"], row["contender"])
+            if row["unit"] == "%" and metric in self.spec.metrics and self.spec.metrics[metric].unit != "%":
+                names |= {"value": f"{float(row['value']) / 100:.6g}", "unit": ""}
+            found.append(row | names)
+        return found
 
     def at(self, tier: str) -> PaperAtTier:
         """What the tier sets for this paper.
@@ -144,10 +158,25 @@ class Card:
             _known("level", view.levels or [], spec.axes[view.axis].levels, f"{where}.levels")
             if isinstance(view, Plot):
                 _known("contender", view.contenders or [], spec.axes[view.axis].contenders, f"{where}.contenders")
+                self._check_plot(view, where)
+        for index, caveat in enumerate(spec.caveats):
+            where = f"{self.where}: caveats[{index}]"
+            _known("contender", [caveat.contender], spec.contenders, f"{where}.contender")
+            tables = {row["table"] for row in self.reported if row["contender"] == caveat.contender}
+            _known("table (reported.csv has no such row of it)", caveat.tables, tables, f"{where}.tables")
         for tier, entry in spec.tiers.items():
             self._check_tier(tier, entry, arena)
 
+    def _check_plot(self, plot: Plot, where: str) -> None:
+        if (plot.x == "metric") != (plot.x_metric is not None):
+            raise RematchError(f"{where}.x_metric: needed with 'x: metric', and with nothing else")
+        if plot.x_metric is not None:
+            _known("metric", [plot.x_metric], self.spec.axes[plot.axis].metrics, f"{where}.x_metric")
+        if isinstance(plot.slice, list) and plot.x != "slice":
+            raise RematchError(f"{where}.slice: several families only with 'x: slice'")
+
     def _check_axis(self, where: str, axis: AxisSpec) -> None:
+        _known("level", axis.reported_levels.values(), axis.levels, f"{where}.reported_levels")
         _known("contender", axis.contenders, self.spec.contenders, f"{where}.contenders")
         _known("metric", axis.metrics, self.spec.metrics, f"{where}.metrics")
         _of_type(axis.level_type, axis.levels, f"{where}.levels")

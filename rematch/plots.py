@@ -67,6 +67,13 @@ class Point:
     contender: str
     x: float | str
     mean: Mean
+    family: str = ""
+    """The family of slices, where a plot shows several: then these are its series."""
+
+
+def series_of(point: Point) -> str:
+    """What a point is joined with by a line: its family of slices, or its contender."""
+    return point.family or point.contender
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,21 @@ def draw_all(card: Card, tier: str, cells: Cells, confidence: float = 0.95) -> l
     for spec in card.spec.plots:
         if spec.axis not in card.at(tier).axes:
             continue
+        played = card.axis(spec.axis, tier).contenders
         levels = levels_of(card, tier, spec.axis, spec.levels)
-        if spec.x == "slice" and len(levels) > 1:  # slices vary, so a level stays: a plot for each
-            wanted += [(spec, [level], level_text(level)) for level in levels]
-        else:
-            wanted.append((spec, levels, ""))
+        # What varies within a plot leaves no room for the rest: slices for levels, families of slices for contenders.
+        parts = [(spec, "")]
+        if isinstance(spec.slice, list):
+            chosen = [name for name in played if spec.contenders is None or name in spec.contenders]
+            parts = [
+                (spec.model_copy(update={"contenders": [name]}), card.spec.contenders[name].label) for name in chosen
+            ]
+        for part, whose in parts:
+            if spec.x == "slice" and len(levels) > 1:
+                label = card.axis(spec.axis, tier).level_label
+                wanted += [(part, [x], ", ".join(filter(None, [whose, f"{label}: {level_text(x)}"]))) for x in levels]
+            else:
+                wanted.append((part, levels, whose))
     names = unique([slug(spec.title, which) for spec, _, which in wanted])
     return [
         _draw(card, tier, cells, spec, levels, which, name, confidence)
@@ -114,10 +131,16 @@ def _draw(
 ) -> Figure:  # fmt: skip
     axis, metric = card.axis(spec.axis, tier), card.spec.metrics[spec.metric]
     points = _points(card, tier, cells, spec, levels, confidence)
-    x_title = {"flops": "FLOPs per item", "level": axis.level_label, "slice": metric.slice_label or spec.slice}[spec.x]
+    along = card.spec.metrics[spec.x_metric] if spec.x_metric else metric
+    x_title = {
+        "flops": axis.flops_label,
+        "level": axis.level_label,
+        "slice": metric.slice_label or str(spec.slice),
+        "metric": f"{along.label}{', ' + along.unit if along.unit else ''}",
+    }[spec.x]
     direction = "" if metric.better == "neither" else f" ({metric.better} is better)"
     y_title = f"{metric.label}{', ' + metric.unit if metric.unit else ''}{direction}"
-    title = spec.title + (f" ({axis.level_label}: {which})" if which else "")
+    title = spec.title + (f" ({which})" if which else "")
     wide = narrow = ""
     if points:
         drawing = Drawing(card, points, str(x_title), y_title, log_x=spec.log_x, flops=spec.x == "flops")
@@ -140,22 +163,32 @@ def _points(
 ) -> list[Point]:
     """The points of every contender that has a number, in the card's order."""
     played = card.axis(spec.axis, tier).contenders
-    family = slices_of(cells, spec.axis, spec.slice) if spec.x == "slice" else [spec.slice or ""]
+    several = spec.slice if isinstance(spec.slice, list) else []
     points = []
     for contender in [name for name in played if spec.contenders is None or name in spec.contenders]:
         for level in levels:
             matches = cells.get((spec.axis, contender, level_text(level)), [])
-            for part in family:
+            for part, family in _parts(cells, spec):
                 mean = mean_interval(ok_values(matches, spec.metric, part), confidence)
                 x = _x(spec, level, part, matches)
                 if mean.n and not (isinstance(x, float) and math.isnan(x)):
-                    points.append(Point(contender, x, mean))
-    return points
+                    points.append(Point(contender, x, mean, family if several else ""))
+    return sorted(points, key=lambda point: several.index(point.family)) if several else points
+
+
+def _parts(cells: Cells, spec: PlotSpec) -> list[tuple[str, str]]:
+    """The slices that a plot shows, each with its family."""
+    if spec.x != "slice":
+        return [(str(spec.slice or ""), "")]
+    families = spec.slice if isinstance(spec.slice, list) else [spec.slice or ""]
+    return [(part, family) for family in families for part in slices_of(cells, spec.axis, family)]
 
 
 def _x(spec: PlotSpec, level: LevelValue, part: str, matches: Sequence[Match]) -> float | str:
     if spec.x == "flops":
         return finite_mean([float(m.record["flops"]) for m in matches if m.status == "ok"])
+    if spec.x == "metric":
+        return finite_mean(ok_values(matches, str(spec.x_metric), ""))
     if spec.x == "level":
         return level if isinstance(level, str) else float(level)
     number_in_name = slice_number(part)
@@ -204,13 +237,13 @@ class Drawing:
         import altair as alt
 
         styles = self._styles()
-        labels = [self.card.spec.contenders[name].label for name in styles]
+        labels = [self._label(name) for name in styles]
         numbers = [point.x for point in self.points if isinstance(point.x, float)]
         numeric = len(numbers) == len(self.points)
         scale: Literal["log", "linear"] = "log" if self.log_x and min(numbers, default=0.0) > 0 else "linear"
         # What comes later is drawn on top: the method last.
-        order = sorted(styles, key=lambda name: list(LINES).index(self.card.spec.contenders[name].kind), reverse=True)
-        ranked = sorted(self.points, key=lambda point: order.index(point.contender))
+        order = sorted(styles, key=lambda name: list(LINES).index(self._kind(name)), reverse=True)
+        ranked = sorted(self.points, key=lambda point: order.index(series_of(point)))
         data = alt.Data(values=[self._datum(point) for point in ranked])
 
         def by_series(channel: Any, values: list[Any], legend: Any = None) -> Any:
@@ -229,7 +262,7 @@ class Drawing:
         legend = alt.Legend(symbolOpacity=1, symbolDash=[1, 0])
         colour = by_series(alt.Color, [f"var({s[0]})" for s in styles.values()], legend)
         shape = by_series(alt.Shape, [s[1] for s in styles.values()], legend)
-        lines = [LINES[self.card.spec.contenders[name].kind] for name in styles]
+        lines = [LINES[self._kind(name)] for name in styles]
         base = alt.Chart(data).encode(x, color=colour)
         chart = alt.layer(
             base.mark_rule(strokeWidth=1.3, opacity=0.75).encode(y=alt.Y("low:Q"), y2="high:Q"),
@@ -244,14 +277,27 @@ class Drawing:
         )
         return chart.properties(autosize={"type": "fit", "contains": "padding"}).to_dict()
 
+    @property
+    def _families(self) -> list[str]:
+        return list(dict.fromkeys(point.family for point in self.points if point.family))
+
+    def _label(self, series: str) -> str:
+        return series if series in self._families else self.card.spec.contenders[series].label
+
+    def _kind(self, series: str) -> str:
+        """Of families the last is drawn as the method is, the others as baselines."""
+        if series in self._families:
+            return "method" if series == self._families[-1] else "baseline"
+        return self.card.spec.contenders[series].kind
+
     def _styles(self) -> dict[str, tuple[str, str]]:
-        """Colour and shape of each contender drawn, by kind: a contender looks the same in all plots of a paper."""
-        kinds = {name: spec.kind for name, spec in self.card.spec.contenders.items()}
-        drawn = {point.contender for point in self.points}
+        """Colour and shape of each series drawn, by kind: a contender looks the same in all plots of a paper."""
+        names = self._families or list(self.card.spec.contenders)
+        drawn = {series_of(point) for point in self.points}
         found = {}
-        for index, name in enumerate(sorted(kinds, key=lambda name: list(LINES).index(kinds[name]))):
-            colours = LINES[kinds[name]].colours
-            rank = [other for other in kinds if kinds[other] == kinds[name]].index(name)
+        for index, name in enumerate(sorted(names, key=lambda name: list(LINES).index(self._kind(name)))):
+            colours = LINES[self._kind(name)].colours
+            rank = [other for other in names if self._kind(other) == self._kind(name)].index(name)
             if name in drawn:
                 found[name] = (colours[rank % len(colours)], SHAPES[index % len(SHAPES)])
         return found
@@ -259,8 +305,7 @@ class Drawing:
     def _datum(self, point: Point) -> dict[str, Any]:
         has_interval = math.isfinite(point.mean.half_width)
         ends = (point.mean.low, point.mean.high) if has_interval else (point.mean.value, point.mean.value)
-        label = self.card.spec.contenders[point.contender].label
-        return {"series": label, "x": point.x, "y": point.mean.value, "low": ends[0], "high": ends[1]}
+        return {"series": self._label(series_of(point)), "x": point.x, "y": point.mean.value, "low": ends[0], "high": ends[1]}
 
     def _ticks(self, numeric: bool) -> dict[str, Any]:
         """Ticks at the levels or slices themselves, where those are few numbers."""
@@ -295,11 +340,12 @@ _CONFIG: dict[str, Any] = {
 def _in_words(card: Card, points: list[Point], title: str, x_title: str, y_title: str) -> str:
     """The text alternative of a figure: where every line begins and ends."""
     parts = [f"{title}. {y_title} against {x_title}."]
-    for name in dict.fromkeys(point.contender for point in points):
-        mine = [point for point in points if point.contender == name]
+    for name in dict.fromkeys(map(series_of, points)):
+        mine = [point for point in points if series_of(point) == name]
+        label = name if mine[0].family else card.spec.contenders[name].label
         places = decimals(mine[0].mean.value)
         ends = [f"{number(p.mean.value, places)} at {_x_text(p.x)}" for p in (mine[0], mine[-1])]
-        parts.append(f"{card.spec.contenders[name].label}: {' to '.join(dict.fromkeys(ends))}.")
+        parts.append(f"{label}: {' to '.join(dict.fromkeys(ends))}.")
     return " ".join(parts) if points else f"{title}. Nothing was measured."
 
 
@@ -314,9 +360,10 @@ def _table(card: Card, points: list[Point], name: str, title: str, x_title: str,
         spread = number(point.mean.half_width, places)
         contender = card.spec.contenders[point.contender]
         texts = (_x_text(point.x), number(point.mean.value, places), spread, str(point.mean.n))
-        rows.append(Row(contender.label, tuple(Cell(text) for text in texts), contender.kind))
+        label_of_row = f"{contender.label}, {point.family}" if point.family else contender.label
+        rows.append(Row(label_of_row, tuple(Cell(text) for text in texts), contender.kind))
         data.append(
-            {"contender": point.contender, "x": point.x, "mean": point.mean.value}
+            {"contender": point.contender, "family": point.family, "x": point.x, "mean": point.mean.value}
             | {"low": point.mean.low, "high": point.mean.high, "n_seeds": point.mean.n}
         )
     columns = (x_title, label, "± interval", "n")

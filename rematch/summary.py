@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rematch.card_models import Table as TableSpec
 
 NO_NUMBERS = "No reported numbers to be had for this table: direction only."
+FEW = 3
+"""Reported numbers that a table cell lists one by one."""
 _SEVERITY = ("failed", "timeout", "unmatched", "skipped")
 
 
@@ -139,17 +141,25 @@ def _metric_table(
             mean, matches = means[name, column], found[name, column]
             href = f"#{anchor(spec.axis, name, column[0])}"
             cell = _metric_cell(mean, matches, places[column], budgeted=axis.budget is not None)
+            if theirs := reported_at(card, spec.axis, name, spec.metric, *column):
+                cell = replace(cell, detail=", ".join(filter(None, [cell.detail, f"reported {theirs}"])))
             row.append(replace(cell, best=name in best[column], href=href if matches else ""))
             data.append(
                 {"paper": card.paper, "tier": tier, "axis": spec.axis, "contender": name}
                 | {"level": level_text(column[0]), "metric": spec.metric, "slice": column[1], "mean": mean.value}
                 | {"low": mean.low, "high": mean.high, "confidence": confidence, "n_seeds": mean.n}
                 | {"flops_ratio": _mean_of(matches, "flops_ratio"), "status": cell.status, "reason": cell.reason}
-                | {"reported": reported[name]}
+                | {"reported": reported_at(card, spec.axis, name, spec.metric, *column) or reported[name]}
             )
         if any(reported.values()):
             row.append(Cell(reported[name] or "–"))
         rows.append(Row(contender.label, tuple(row), contender.kind))
+    caveats = dict.fromkeys(
+        note
+        for row in card.reported
+        if row["axis"] == spec.axis and row["metric"] == spec.metric and row["contender"] in axis.contenders
+        for note in _caveats_of(card, row)
+    )
     direction = "" if metric.better == "neither" else f" ({metric.better} is better)"
     unit = f", in {metric.unit}" if metric.unit else ""
     caption = f"{metric.label}{unit}{direction}: mean ± half-width of the {percent(confidence)} t interval over seeds."
@@ -164,7 +174,9 @@ def _metric_table(
         rows=tuple(rows),
         data=tuple(data),
         caption=caption,
-        notes=tuple(filter(None, [spec.caption, "" if any(reported.values()) else NO_NUMBERS])),
+        notes=tuple(
+            filter(None, [spec.caption, "" if any(reported.values()) else NO_NUMBERS, *(f"† {note}" for note in caveats)])
+        ),
         span=(metric.slice_label or spec.slice or "slice") if across_slices else axis.level_label,
         spanned=len(columns),
     )
@@ -218,15 +230,41 @@ def _best(means: Mapping[str, Mean], card: Card, better: str) -> set[str]:
 
 
 def reported_text(card: Card, axis: str, contender: str, metric: str) -> str:
-    """What ``reported.csv`` holds for a contender and metric on an axis: ``71.2 (hellaswag, 370m; Table 2)``."""
-    wanted = {"axis": axis, "contender": contender, "metric": metric}
+    """What ``reported.csv`` holds for a contender and metric on an axis: ``71.2 (hellaswag, 370m; Table 2)``.
+
+    Of more rows than can be read at a glance, their mean and range. A dagger marks what the card has a caveat for.
+    """
+    rows = [row for row in card.reported if _is_of(row, axis, contender, metric)]
+    mark = " †" if any(_caveats_of(card, row) for row in rows) else ""
+    if len(rows) > FEW:
+        values = [float(row["value"]) for row in rows]
+        low, high = min(values), max(values)
+        unit = rows[0]["unit"] and " " + rows[0]["unit"]
+        return f"mean {statistics.fmean(values):.3g}{unit} of {len(rows)} ({low:g} to {high:g}){mark}"
     found = []
+    for row in rows:
+        where = ", ".join(filter(None, [row["dataset"], row["setting"]]))
+        inside = "; ".join(filter(None, [where, row["table"]]))
+        found.append(f"{row['value']}{row['unit'] and ' ' + row['unit']}" + (f" ({inside})" if inside else ""))
+    return "; ".join(found) + mark
+
+
+def reported_at(card: Card, axis: str, contender: str, metric: str, level: LevelValue, part: str) -> str:
+    """The reported number of one cell: the data set that the level is, and the slice named in the setting."""
+    levels = card.spec.axes[axis].reported_levels  # type: ignore[index]
     for row in card.reported:
-        if all(row[key] == value for key, value in wanted.items()):
-            where = ", ".join(filter(None, [row["dataset"], row["setting"]]))
-            inside = "; ".join(filter(None, [where, row["table"]]))
-            found.append(f"{row['value']}{row['unit'] and ' ' + row['unit']}" + (f" ({inside})" if inside else ""))
-    return "; ".join(found)
+        if _is_of(row, axis, contender, metric) and levels.get(row["dataset"]) == level:
+            if part in row["setting"].split("; ") if part else not row["setting"]:
+                return f"{row['value']}{row['unit'] and ' ' + row['unit']}" + (" †" if _caveats_of(card, row) else "")
+    return ""
+
+
+def _is_of(row: Mapping[str, str], axis: str, contender: str, metric: str) -> bool:
+    return (row["axis"], row["contender"], row["metric"]) == (axis, contender, metric)
+
+
+def _caveats_of(card: Card, row: Mapping[str, str]) -> list[str]:
+    return [c.note for c in card.spec.caveats if c.contender == row["contender"] and row["table"] in c.tables]
 
 
 def _mean_of(matches: Sequence[Match], column: str) -> float:

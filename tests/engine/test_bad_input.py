@@ -95,7 +95,7 @@ MISTAKES = {
     ),
     "misspelt key of a contender": (
         put("contenders", "good", "optoins", value={}),
-        f"{CARD}: contenders.good: unknown key 'optoins'; allowed: label, kind, use, bases, options, describe.",
+        f"{CARD}: contenders.good: unknown key 'optoins'; allowed: label, kind, use, bases, options, describe, ",
     ),
     "misspelt key of an axis": (
         rename(*AXIS, "level_label", to="level_lable"),
@@ -119,7 +119,7 @@ MISTAKES = {
     ),
     "misspelt key of a plot": (
         put("plots", 0, "logx", value=True),
-        f"{CARD}: plots.0: unknown key 'logx'; allowed: title, axis, metric, x, contenders, levels, slice, log_x, ",
+        f"{CARD}: plots.0: unknown key 'logx'; allowed: title, axis, metric, x, x_metric, contenders, levels, slice, ",
     ),
     "unknown tier in a card": (
         put("tiers", "maxi", value={"axes": {}}),

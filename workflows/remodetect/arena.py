@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -52,7 +52,6 @@ class Arena:
     resamples: int = 10
     n_timed: int = 64
     n_order: int = 200
-    seen_cell: list[str] = field(default_factory=lambda: ["sci", "bon16"])
 
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed. The FLOPs of the outcome are those of training, counted."""
@@ -116,13 +115,7 @@ class _Match:
     @cached_property
     def seen(self) -> Cell:
         """The cell whose domain and source were trained on."""
-        return self._named(lambda cell: cell.whole)
-
-    def _named(self, wanted: Any) -> Cell:
-        found = [cell for cell in self.cells if [cell.domain, cell.source] == self.arena.seen_cell and wanted(cell)]
-        if not found:
-            raise RematchError(f"arena.seen_cell: no such cell: {', '.join(self.arena.seen_cell)}")
-        return found[0]
+        return next(cell for cell in self.cells if cell.seen and cell.whole)
 
     @cached_property
     def data_hash(self) -> str:
@@ -159,14 +152,14 @@ class _Match:
     def _mean_over(self, metric: str, cells: list[Cell]) -> Measurement:
         """The mean of the AUROCs of cells, each with the same weight.
 
-        Items exist where all cells hold as many pairs: the mean over the cells, pair by pair of a prompt.
+        Items exist where all cells are of the same prompts: then it is their mean over the cells, prompt by prompt.
         """
         if not cells:
             raise Skip(f"there is no cell that {metric} could be measured on")
         self._score_all(cells)
         placed = [self.placed(cell) for cell in cells]
         value = float(np.mean([np.mean(part) for part in placed]))
-        same = len({len(part) for part in placed}) == 1
+        same = len({(cell.domain, len(part)) for cell, part in zip(cells, placed, strict=True)}) == 1
         return Measurement(metric, value, items=np.mean(placed, axis=0).tolist() if same else None)
 
     # -- metrics: one domain ------------------------------------------------------------------------------------------
@@ -174,9 +167,7 @@ class _Match:
     def auroc(self) -> Iterator[Measurement]:
         """Over the aligned sources; on ``memory_time`` on the seen cell, cut to the level's words."""
         if self.task.axis == "memory_time":
-            words = int(self.task.level)
-            cell = self._named(lambda cell: cell.attack == "none" and (cell.words or self._longest) == words)
-            yield self._mean_over("auroc", [cell])
+            yield self._mean_over("auroc", self.cut)
             return
         self._score_all(self.main)
         yield self._mean_over("auroc", self.main)
@@ -185,8 +176,17 @@ class _Match:
             yield Measurement("auroc", float(np.mean(items)), f"source={cell.source}", items.tolist())
 
     @cached_property
-    def _longest(self) -> int:
-        return max(len(text.split()) for text in self.seen.llm)
+    def cut(self) -> list[Cell]:
+        """The cells cut to the level's words; the level of all words is the same cells uncut."""
+        words = int(self.task.level)
+        found = [cell for cell in self.cells if cell.words == words]
+        names = {(cell.domain, cell.source) for cell in self.cells if cell.words}
+        whole = [cell for cell in self.cells if cell.whole and (cell.domain, cell.source) in names]
+        if not found and all(len(text.split()) <= words for cell in whole for text in cell.llm):
+            found = whole
+        if not found:
+            raise RematchError(f"no texts were cut to {words} words: see 'lengths' of the base 'texts'")
+        return found
 
     def aupr(self) -> Iterator[Measurement]:
         yield Measurement("aupr", float(np.mean([evaluation.average_precision(*self.pair(c)) for c in self.main])))
@@ -237,10 +237,7 @@ class _Match:
         yield self._mean_over("seen_auroc", [self.seen])
 
     def unseen_auroc(self) -> Iterator[Measurement]:
-        unseen = [cell for cell in self.main if not cell.seen]
-        whole = self._mean_over("unseen_auroc", unseen)
-        # Items are of prompts, and domains do not share them: the engine pairs values, not items, here.
-        yield Measurement("unseen_auroc", whole.value)
+        yield self._mean_over("unseen_auroc", [cell for cell in self.main if not cell.seen])
 
     def auroc_drop(self) -> Iterator[Measurement]:
         """Seen minus unseen: what is lost where nothing was trained on."""
@@ -252,7 +249,7 @@ class _Match:
     @cached_property
     def _doses(self) -> dict[int, Cell]:
         """The cells of best-of-n in the seen domain, by n; 1 is the unaligned control."""
-        mine = [cell for cell in self.cells if cell.domain == self.arena.seen_cell[0] and cell.whole]
+        mine = [cell for cell in self.cells if cell.domain == self.seen.domain and cell.whole]
         return {cell.n: cell for cell in mine if cell.n is not None}
 
     def dose_auroc(self) -> Iterator[Measurement]:
@@ -318,9 +315,7 @@ class _Match:
     # -- metrics: cost ------------------------------------------------------------------------------------------------
 
     def seconds_per_text(self) -> Iterator[Measurement]:
-        cell = self.seen if self.task.axis != "memory_time" else self._named(
-            lambda cell: cell.attack == "none" and (cell.words or self._longest) == int(self.task.level)
-        )
+        cell = self.cut[0] if self.task.axis == "memory_time" else self.seen
         texts = (cell.llm + cell.human)[: self.arena.n_timed]
         yield Measurement("seconds_per_text", self.entry.seconds(texts) / len(texts))
 
