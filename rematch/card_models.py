@@ -25,8 +25,9 @@ class Metric(Strict):
     """``log``: compared as log ratios (perplexities, seconds); items then hold the logarithm of the value."""
     unit: str = ""
     describe: str = ""
-    measured: Literal["exact", "clock"] = "exact"
-    """``clock``: depends on the machine (seconds, memory), so two runs of one seed may differ."""
+    measured: Literal["exact", "clock", "counted"] = "exact"
+    """``clock``: depends on the machine (seconds, memory), so two runs of one seed may differ. ``counted``: a property of
+    the algorithm without any chance in it (forward passes, parameters), so a difference is a fact and needs no interval."""
     slice_label: str = ""
     """What the number in a slice name counts, for the x axis of plots: ``distance in tokens``."""
     reported_as: str = ""

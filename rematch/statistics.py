@@ -371,11 +371,14 @@ def item_bootstrap(
     return ItemInterval(estimate, float(low), float(high), draws=resampled, n_items=int(present.any(axis=1).sum()))
 
 
-def wider(over_seeds: TInterval, over_items: ItemInterval | None) -> Interval:
+def wider(over_seeds: TInterval, over_items: ItemInterval | None, *, counted: bool = False) -> Interval:
     """The interval that a verdict rests on: the wider one.
 
-    Without variance over seeds only the items speak; without items either, nothing is known (infinite bounds).
+    Without variance over seeds only the items speak; without items either, nothing is known (infinite bounds), but of a
+    quantity that is ``counted``, without chance in it: then the one value is all there is.
     """
+    if over_seeds.deterministic and counted:
+        return over_seeds
     if over_seeds.deterministic:
         return over_items or replace(over_seeds, low=-math.inf, high=math.inf)
     if over_items is None or over_seeds.width >= over_items.width:

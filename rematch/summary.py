@@ -141,6 +141,8 @@ def _metric_table(
             mean, matches = means[name, column], found[name, column]
             href = f"#{anchor(spec.axis, name, column[0])}"
             cell = _metric_cell(mean, matches, places[column], budgeted=axis.budget is not None)
+            if metric.measured == "counted" and mean.n and not mean.half_width:
+                cell = replace(cell, text=f"{mean.value:g}")
             if theirs := reported_at(card, spec.axis, name, spec.metric, *column):
                 cell = replace(cell, detail=", ".join(filter(None, [cell.detail, f"reported {theirs}"])))
             row.append(replace(cell, best=name in best[column], href=href if matches else ""))

@@ -300,7 +300,9 @@ class _Judge:
             )
             key = "/".join((self.card.paper, claim.axis, *where, against, *levels, "test items"))
             over_items = None if scores is None else statistics.item_bootstrap(scores, key, self.confidence)
-        interval = statistics.wider(over_seeds, over_items)
+        counted = self.metric.measured == "counted"
+        interval = statistics.wider(over_seeds, over_items, counted=counted)
+        testable = math.isfinite(interval.width) and not (counted and over_seeds.deterministic)
         used = balanced if len(balanced) else pairs
         won = used.groupby("level")["difference"].mean()
         verdict = decide(claim.kind, interval, claim.margin)
@@ -312,7 +314,7 @@ class _Judge:
             low=_nan(interval.low), high=_nan(interval.high),
             t_low=_nan(over_seeds.low), t_high=_nan(over_seeds.high),
             item_low=over_items.low if over_items else NAN, item_high=over_items.high if over_items else NAN,
-            p=p_of(claim.kind, verdict, interval, claim.margin) if math.isfinite(interval.width) else NAN,
+            p=p_of(claim.kind, verdict, interval, claim.margin) if testable else NAN,
             n_seeds=over_seeds.n_seeds, n_cells=over_seeds.n_cells, df=over_seeds.df,
             cells_won=int(((won > 0) if against else (won.abs() < claim.margin)).sum()),
             flops_ratio=_mean_ratio(used, "flops_ratio"), train_flops_ratio=_mean_ratio(used, "train_flops_ratio"),

@@ -127,13 +127,14 @@ def _measured(terms: Terms, pair: PairResult) -> str:
 
 def _evidence(terms: Terms, pair: PairResult) -> str:
     parts = []
-    if math.isfinite(pair.low):
+    if math.isfinite(pair.low) and not (pair.deterministic and pair.low == pair.high):
         span = terms.span if terms.against else terms.value_span
         over_items = (pair.low, pair.high) != (pair.t_low, pair.t_high)
         over = "interval over test items" if over_items else "interval"
         parts.append(f"{100 * terms.confidence:g} % {over} {span(pair.low, pair.high)}")
     seeds = _count(pair.n_seeds, "seed")
-    parts.append(f"{seeds} without any difference between them" if pair.deterministic else seeds)
+    certain = "counted, without chance" if pair.low == pair.high else "without any difference between them"
+    parts.append(f"{seeds} {certain}" if pair.deterministic else seeds)
     won = "won" if terms.against else "within the margin"
     parts.append(f"{pair.cells_won} of {_count(pair.n_cells, 'level')} {won}")
     return ", ".join(parts)

@@ -19,6 +19,7 @@ METRICS = {
     "accuracy": {"label": "Accuracy", "better": "higher"},
     "perplexity": {"label": "Perplexity", "better": "lower", "scale": "log"},
     "gain": {"label": "Gain", "better": "neither"},
+    "passes": {"label": "Passes", "better": "lower", "measured": "counted"},
 }
 _MODULE = """
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import ClassVar
 
 @dataclass
 class Arena:
-    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "perplexity", "gain")
+    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "perplexity", "gain", "passes")
 
 @dataclass
 class Fighter:

@@ -374,6 +374,15 @@ def test_without_variance_over_seeds_only_items_speak():
     assert st.wider(seeds, None).width == math.inf
 
 
+def test_what_is_counted_needs_no_interval():
+    facts = st.t_interval(differences({"a": {0: 2.0, 1: 2.0}}))
+    assert (st.wider(facts, None, counted=True).low, st.wider(facts, None, counted=True).high) == (2.0, 2.0)
+    varying = st.t_interval(differences({"a": {0: 1.0, 1: 2.0}}))
+    assert st.wider(varying, None, counted=True).width == varying.width > 0
+    lone = st.t_interval(differences({"a": {0: 2.0}}))
+    assert st.wider(lone, None, counted=True).width == math.inf
+
+
 def test_one_seed_has_no_interval_whatever_the_items_say():
     seeds = st.t_interval(differences({"a": {0: 1.0}}))
     assert st.wider(seeds, items_interval(0.9, 1.1)).width == math.inf

@@ -372,6 +372,16 @@ def test_no_variance_over_seeds_leaves_the_word_to_the_items(tmp_path):
     assert "neither seeds nor test items vary" in bare.why
 
 
+def test_what_is_counted_is_a_fact_and_takes_no_part_in_holm(tmp_path):
+    rows = [row(n, 1, s, v, metric="passes") for s in range(5) for n, v in (("champion", 1.0), ("rival", 2.0))]
+    claims = {"C1": {"metric": "passes"}, "C2": {}}
+    rows += [r | {"level": "1"} for r in duel({1: even(0.1)})]
+    fact, tested = judge(tmp_path, claims, rows, levels=[1])
+    assert (fact.verdict, fact.p_raw) == ("direction only", None)
+    assert "counted, without chance" in fact.why
+    assert tested.p_holm == tested.p_raw
+
+
 def test_exact_ties_are_no_effect_where_items_show_it(tmp_path):
     items = [r for s in range(3) for n in ("champion", "rival") for r in item_rows(n, 1, s, [0.5] * 30)]
     result = judge_one(tmp_path, duel({1: [0.0] * 3}), items=items, seeds=3, levels=[1])

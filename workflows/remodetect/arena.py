@@ -197,11 +197,9 @@ class _Match:
 
     def roc(self) -> Iterator[Measurement]:
         """The ROC curve, averaged over sources at each false positive rate; the whole value is the mean over these."""
-        curve = [
-            float(np.mean([evaluation.true_positive_rate(*self.pair(cell), rate) for cell in self.main]))
-            for rate in evaluation.FALSE_POSITIVE_RATES
-        ]
-        for rate, value in zip(evaluation.FALSE_POSITIVE_RATES, curve, strict=True):
+        rates = evaluation.FALSE_POSITIVE_RATES
+        curve = np.mean([evaluation.roc_at(*self.pair(cell), rates) for cell in self.main], axis=0)
+        for rate, value in zip(rates, curve.tolist(), strict=True):
             yield Measurement("roc", value, f"fpr={rate:g}")
         yield Measurement("roc", float(np.mean(curve)))
 
@@ -299,10 +297,10 @@ class _Match:
 
     def spread_ratio(self) -> Iterator[Measurement]:
         """Standard deviation of the generated texts' scores over that of the human ones', on the seen cell."""
-        human, llm = self.pair(self.seen)
-        if not np.std(human):
-            raise Skip("all human texts have the same score")
-        yield Measurement("spread_ratio", float(np.std(llm) / np.std(human)))
+        human, llm = (float(np.std(scores)) for scores in self.pair(self.seen))
+        if not human and llm:
+            raise Skip("all human texts have the same score, and the generated ones have not")
+        yield Measurement("spread_ratio", llm / human if human else 1.0)  # of no spread at all both have the same
 
     def density(self) -> Iterator[Measurement]:
         """Histograms of the scores on the seen cell, in standard deviations of the human ones."""

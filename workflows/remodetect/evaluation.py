@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import auc, precision_recall_curve
+from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 FALSE_POSITIVE_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Where ROC curves are read off."""
@@ -41,6 +41,13 @@ def true_positive_rate(human: np.ndarray, llm: np.ndarray, false_positive_rate: 
         return 1.0
     threshold = np.sort(human)[::-1][allowed]
     return float(np.mean(llm > threshold))
+
+
+def roc_at(human: np.ndarray, llm: np.ndarray, rates: Sequence[float]) -> np.ndarray:
+    """True positive rates at false positive rates, read off the ROC curve with straight lines between its points."""
+    labels = np.concatenate([np.zeros(len(human)), np.ones(len(llm))])
+    false_positive, true_positive, _ = roc_curve(labels, np.concatenate([human, llm]), drop_intermediate=False)
+    return np.interp(rates, false_positive, true_positive)
 
 
 def wins(first: np.ndarray, second: np.ndarray) -> np.ndarray:

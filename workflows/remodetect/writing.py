@@ -49,7 +49,7 @@ class Texts:
         best_of: samples that the best is picked from.
         doses: the n of best-of-n in the seen domain; the others are written with those up to ``best_of``.
         raft_prompts, raft_best_of: of the texts that the RAFT model is fitted on.
-        lengths: words that the cell seen in training is cut to.
+        lengths: words that the cell seen in training is cut to; the prompt is the same for both sides, and counts.
         papers: instead of all that: take the paper's data sets, with these arguments of ``hub_texts.write_hub_texts``.
     """
 
@@ -65,7 +65,7 @@ class Texts:
     doses: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
     raft_prompts: int = 2000
     raft_best_of: int = 8
-    lengths: list[int] = field(default_factory=lambda: [8, 16, 24, 32])
+    lengths: list[int] = field(default_factory=lambda: [16, 24])
     papers: dict[str, Any] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:

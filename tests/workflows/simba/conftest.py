@@ -2,92 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rematch.arena import BaseInfo, BaseJob, Outcome, Task
 from rematch.cards import Card
-from rematch.hub import Hub
-from rematch.play import load
 
-ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-
-@dataclass
-class Room:
-    """Builds bases and plays matches as the engine does, in this process."""
-
-    card: Card
-    tier: str
-    folder: Path
-    mirror: Path | None = None
-    base_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    arena_options: dict[str, Any] = field(default_factory=dict)
-    built: dict[tuple[str, float | None, int | None], tuple[Path, BaseInfo]] = field(default_factory=dict)
-
-    @property
-    def hub(self) -> Hub:
-        return Hub(self.mirror)
-
-    def build(self, name: str, share: float | None = None, seed: int = 0) -> tuple[Path, BaseInfo]:
-        spec = self.card.spec.bases[name]
-        key = (name, share if spec.per_share else None, seed if spec.seeded else None)
-        if key not in self.built:
-            self.built[key] = self.build_anew(name, share, seed)
-        return self.built[key]
-
-    def build_anew(self, name: str, share: float | None, seed: int) -> tuple[Path, BaseInfo]:
-        spec = self.card.spec.bases[name]
-        needs = {need: self.build(need, share, seed)[0] for need in spec.needs}
-        out = self.folder / f"{len(list(self.folder.iterdir()))}-{name}"
-        out.mkdir()
-        options = self.card.options("bases", name, self.tier) | self.base_options.get(name, {})
-        job = BaseJob(
-            paper="simba",
-            tier=self.tier,
-            name=name,
-            seed=seed if spec.seeded else None,
-            share=share if spec.per_share else None,
-            needs=needs,
-            arena=self.card.at(self.tier).arena | self.arena_options,
-            out=out,
-            hub=self.hub,
-        )
-        return out, load(spec.use)(**options).build(job)
-
-    def task(
-        self, axis: str, contender: str, level: Any, seed: int = 0, metrics: tuple[str, ...] | None = None
-    ) -> Task:
-        budget = self.card.spec.axes[axis].budget  # type: ignore[index]
-        share = None if budget is None else float(level if budget.share == "level" else budget.share)
-        spec = self.card.spec.contenders[contender]
-        bases = {name: self.build(name, share, seed) for name in spec.bases}
-        return Task(
-            paper="simba",
-            tier=self.tier,
-            axis=axis,
-            name=contender,
-            contender=load(spec.use)(**self.card.options("contenders", contender, self.tier)),
-            level=level,
-            seed=seed,
-            share=share,
-            metrics=metrics or tuple(self.card.spec.axes[axis].metrics),  # type: ignore[index]
-            bases={name: folder for name, (folder, _) in bases.items()},
-            base_info={name: info for name, (_, info) in bases.items()},
-            reference=None if budget is None else self.build(budget.reference, share, seed)[0],
-            hub=self.hub,
-        )
-
-    def arena(self, **options: Any) -> Any:
-        return load("workflows.simba.arena:Arena")(**self.card.at(self.tier).arena | self.arena_options | options)
-
-    def play(self, axis: str, contender: str, level: Any, seed: int = 0, **arena: Any) -> Outcome:
-        return self.arena(**arena).play(self.task(axis, contender, level, seed))
+from rooms import Room, load_card
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,7 +24,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def card() -> Card:
-    return Card(ROOT / "workflows" / "simba", ROOT)
+    return load_card("simba")
 
 
 @pytest.fixture(scope="session")
