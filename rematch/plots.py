@@ -305,7 +305,13 @@ class Drawing:
     def _datum(self, point: Point) -> dict[str, Any]:
         has_interval = math.isfinite(point.mean.half_width)
         ends = (point.mean.low, point.mean.high) if has_interval else (point.mean.value, point.mean.value)
-        return {"series": self._label(series_of(point)), "x": point.x, "y": point.mean.value, "low": ends[0], "high": ends[1]}
+        return {
+            "series": self._label(series_of(point)),
+            "x": point.x,
+            "y": point.mean.value,
+            "low": ends[0],
+            "high": ends[1],
+        }
 
     def _ticks(self, numeric: bool) -> dict[str, Any]:
         """Ticks at the levels or slices themselves, where those are few numbers."""

@@ -23,7 +23,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "direction": ("string", "higher, lower or neither is better"),
     "scale": ("string", "linear, or log (compared as a log ratio)"),
     "unit": ("string", "unit of the value"),
-    "measured": ("string", "exact; clock: read off the machine (seconds, memory), different in every run; counted: free of chance"),
+    "measured": (
+        "string",
+        "exact; clock: read off the machine (seconds, memory), different in every run; counted: free of chance",
+    ),
     "flops": ("float64", "measured FLOPs of what the axis budgets, per item"),
     "flops_target": ("float64", "FLOPs that the budget allowed; NaN where the axis sets none"),
     "flops_ratio": ("float64", "flops / flops_target"),

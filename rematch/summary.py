@@ -177,7 +177,9 @@ def _metric_table(
         data=tuple(data),
         caption=caption,
         notes=tuple(
-            filter(None, [spec.caption, "" if any(reported.values()) else NO_NUMBERS, *(f"† {note}" for note in caveats)])
+            filter(
+                None, [spec.caption, "" if any(reported.values()) else NO_NUMBERS, *(f"† {note}" for note in caveats)]
+            )
         ),
         span=(metric.slice_label or spec.slice or "slice") if across_slices else axis.level_label,
         spanned=len(columns),
@@ -253,11 +255,11 @@ def reported_text(card: Card, axis: str, contender: str, metric: str) -> str:
 
 def reported_at(card: Card, axis: str, contender: str, metric: str, level: LevelValue, part: str) -> str:
     """The reported number of one cell: the data set that the level is, and the slice named in the setting."""
-    levels = card.spec.axes[axis].reported_levels  # type: ignore[index]
+    levels = card.spec.axes[axis].reported_levels
     for row in card.reported:
-        if _is_of(row, axis, contender, metric) and levels.get(row["dataset"]) == level:
-            if part in row["setting"].split("; ") if part else not row["setting"]:
-                return f"{row['value']}{row['unit'] and ' ' + row['unit']}" + (" †" if _caveats_of(card, row) else "")
+        here = part in row["setting"].split("; ") if part else not row["setting"]
+        if here and _is_of(row, axis, contender, metric) and levels.get(row["dataset"]) == level:
+            return f"{row['value']}{row['unit'] and ' ' + row['unit']}" + (" †" if _caveats_of(card, row) else "")
     return ""
 
 

@@ -17,8 +17,37 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 HELPFUL = frozenset(
-    "however therefore because example note thus hence since also instead first second finally otherwise moreover if then "
-    "while although whether such so means ensure helpful important recommended simply easily".split()
+    [
+        "however",
+        "therefore",
+        "because",
+        "example",
+        "note",
+        "thus",
+        "hence",
+        "since",
+        "also",
+        "instead",
+        "first",
+        "second",
+        "finally",
+        "otherwise",
+        "moreover",
+        "if",
+        "then",
+        "while",
+        "although",
+        "whether",
+        "such",
+        "so",
+        "means",
+        "ensure",
+        "helpful",
+        "important",
+        "recommended",
+        "simply",
+        "easily",
+    ]
 )
 """Discourse words that the annotators like."""
 SENTENCE_END = frozenset(".!?")

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rematch.arena import BaseInfo, BaseJob
 from rematch.corpora import SKIPPED, Document, corpus_hash, near_duplicate_groups
 
@@ -150,7 +148,9 @@ def _docstrings(domain: str, max_files: int | None) -> Iterator[tuple[str, list[
         topics = importlib.import_module("pydoc_data.topics").topics
         yield from ((name, [text]) for name, text in sorted(topics.items()))
         return
-    roots = [_root(name) for name in PACKAGES[domain]] if domain in PACKAGES else [Path(sysconfig.get_paths()["stdlib"])]
+    roots = (
+        [_root(name) for name in PACKAGES[domain]] if domain in PACKAGES else [Path(sysconfig.get_paths()["stdlib"])]
+    )
     for root in roots:
         paths = [path for path in root.rglob("*.py") if not set(SKIPPED) & set(path.relative_to(root).parts)]
         named = sorted((f"{root.name}/{path.relative_to(root).as_posix()}", path) for path in paths)

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from rematch.errors import RematchError, unknown
 from rematch.hub import Hub
+from workflows.remodetect.hub_models import check_model
 from workflows.remodetect.hub_sources import (
     FAST_DETECT_GPT,
     HC3,
@@ -57,7 +58,9 @@ def write_hub_texts(
     n_pairs: int = 1000,
     n_rewards: int = 0,
     ratios: Sequence[float] = (0.5,),
+    n_mixed: int | None = None,
     attacks: Sequence[str] = ATTACKS,
+    attack_mgtbench: bool = False,
     rephraser: str = REPHRASER,
     paraphraser: str = PARAPHRASER,
     device: str = "auto",
@@ -70,6 +73,7 @@ def write_hub_texts(
     mgtbench: str | None = MGTBENCH,
     mgtbench_sources: Mapping[str, str] = MGTBENCH_SOURCES,
     lengths: Sequence[int] = (),
+    later_models: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``triplets``, ``validation``, ``replay``, ``rewards``, ``preferences`` and ``cells`` (``.jsonl``) into ``folder``.
 
@@ -81,7 +85,9 @@ def write_hub_texts(
         n_rewards: preference pairs to train a reward model on, where none of the hub is used.
         n_pairs: pairs of a cell, and preference pairs, at most.
         ratios: shares of a human text's sentences that the mixed texts have rephrased; none for no mixed texts.
+        n_mixed: triplets that get mixed texts, the first ones, and as many validation rows; None: all.
         attacks: ``rephrase`` and ``swap``, made on the LLM's texts of HC3 and Fast-DetectGPT (Table 4's benchmark).
+        attack_mgtbench: attack MGTBench's texts too.
         rephraser: id of the chat model that makes mixed texts.
         paraphraser: id of the T5 that makes the attack ``rephrase``.
         device, batch_size: of both; ``cpu``, ``cuda`` or ``auto`` (over all accelerators).
@@ -90,12 +96,13 @@ def write_hub_texts(
         fast_detect_gpt, mgtbench: folders of a mirror's data sets, as ids; None leaves them out.
         mgtbench_sources: names of the LLMs by column of MGTBench's files; only the columns that a file has are read.
         lengths: words to which Fast-DetectGPT's pairs are cut for cells of their own (Figure 6: 30, 60, ..., 210).
+        later_models: ids of the models that are to read the texts: one that is missing is named before any text is made.
 
     Returns:
         Notes: rows written, what was dropped as empty or one word, mixed texts that were made and that were not.
 
     Raises:
-        RematchError: files are missing or not in their format, or an option has no such value.
+        RematchError: files or models are missing or not in their format, or an option has no such value.
     """
     for attack in attacks:
         if attack not in ATTACKS:
@@ -103,6 +110,9 @@ def write_hub_texts(
     for ratio in ratios:
         if not 0 < ratio <= 1:
             raise RematchError(f"ratios: {ratio}; allowed: shares of the sentences above 0 and up to 1")
+    writers = [rephraser] * bool(ratios) + [paraphraser] * ("rephrase" in attacks)
+    for model in dict.fromkeys([*writers, *later_models]):
+        check_model(hub, model)
     dropped: Counter[str] = Counter()
     rows = hc3_answers(hub, hc3)
     train, validation, held_out = split_answers(rows, n_triplets, seed, dropped)
@@ -118,27 +128,39 @@ def write_hub_texts(
     cells = [hc3_cell(held_out[:n_pairs])]
     if fast_detect_gpt is not None:
         cells += fast_detect_gpt_cells(hub, n_pairs, seed, dropped, repo_id=fast_detect_gpt)
-    unattacked = [asdict(cell) for cell in cells]
-    short = [*cut_cells(unattacked, lengths, {(cell.domain, cell.source) for cell in cells if not cell.seen})]
-    rewriters = _rewriters(attacks, hub, paraphraser, device, batch_size)
-    attacked = [asdict(_attacked(cell, name, rewrite, seed, dropped)) for name, rewrite in rewriters for cell in cells]
+    attackable = list(cells)
+    cut = {(cell.domain, cell.source) for cell in cells if not cell.seen}
     if mgtbench is not None:
-        more = mgtbench_cells(hub, n_pairs, seed, dropped, repo_id=mgtbench, sources=mgtbench_sources)
-        unattacked += [asdict(cell) for cell in more]
+        cells += mgtbench_cells(hub, n_pairs, seed, dropped, repo_id=mgtbench, sources=mgtbench_sources)
+    # All files have been read: what takes long begins here.
+    attackable = cells if attack_mgtbench else attackable
+    rewriters = _rewriters(attacks, hub, paraphraser, device, batch_size)
+    attacked = [
+        asdict(_attacked(cell, name, rewrite, seed, dropped)) for name, rewrite in rewriters for cell in attackable
+    ]
+    unattacked = [asdict(cell) for cell in cells]
+    short = [*cut_cells(unattacked, lengths, cut)]
 
-    pairs = [*train, *validation]
-    mixed: list[dict[str, str | None]] = [{} for _ in pairs]
+    parts = {"triplets": train, "validation": validation}
+    asked = [pair.human for part in parts.values() for pair in part[:n_mixed]]
+    mixed: list[dict[str, str | None]] = [{} for _ in asked]
     mixing_notes: dict[str, dict[str, int]] = {}
     if ratios:
         sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         chat = ChatModel.from_pretrained(hub.model_path(rephraser), device, **sizes)
-        mixed, mixing_notes = mixed_texts([pair.human for pair in pairs], ratios, chat, seed)
+        mixed, mixing_notes = mixed_texts(asked, ratios, chat, seed)
         mixing_notes["rephraser"] = {"tokens": chat.tokens}
-    triplets = [{"llm": pair.llm, "human": pair.human, "mixed": mix} for pair, mix in zip(pairs, mixed, strict=True)]
+    in_order = iter(mixed)
+    triplets = {
+        name: [
+            {"llm": pair.llm, "human": pair.human, "mixed": next(in_order) if n_mixed is None or i < n_mixed else {}}
+            for i, pair in enumerate(part)
+        ]
+        for name, part in parts.items()
+    }
 
     files: dict[str, list[Row]] = {
-        "triplets": triplets[: len(train)],
-        "validation": triplets[len(train) :],
+        **triplets,
         "replay": [{"text": text} for text in replay],
         "preferences": preferences,
         "rewards": rewards,

@@ -16,6 +16,7 @@ from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
 from rematch.hub import Hub
 from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
+from workflows.remodetect.hub_models import check_model
 
 POINTER = "hub.json"
 WRITERS = ("a", "b", "bigram")
@@ -46,8 +47,8 @@ class LanguageModels:
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a folder for each model, or a pointer to the hub."""
         if self.hub_ids:
-            for model in self.hub_ids.values():
-                job.hub.model_path(model)  # a mirror that lacks one says so now, not after hours
+            for model in dict.fromkeys(self.hub_ids.values()):
+                check_model(job.hub, model)
             pointer = {"ids": self.hub_ids, "max_length": self.max_length, "dtype": self.dtype}
             (job.out / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
             return BaseInfo(notes=self.hub_ids)
@@ -60,8 +61,8 @@ class LanguageModels:
             for writer in WRITERS:
                 order = 2 if writer == "bigram" else self.order
                 windows = half["b" if writer == "b" else "a"]
-                model = NGram.fit(windows, order=order, discount=self.discount, vocabulary=vocabulary)
-                model.save(job.out / f"{world}_{writer}")
+                ngram = NGram.fit(windows, order=order, discount=self.discount, vocabulary=vocabulary)
+                ngram.save(job.out / f"{world}_{writer}")
         return BaseInfo(tokens_seen=tokens)
 
 

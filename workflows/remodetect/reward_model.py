@@ -6,18 +6,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
 
 from baselines.detectors.sequence import SequenceDetector, parameter_groups
 from baselines.ngram import frequent_words
 from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError
 from rematch.flops import count_flops
 from rematch.hub import Hub
+from workflows.remodetect.hub_models import check_model, load_config, load_tokenizer
 from workflows.remodetect.language_models import device
 from workflows.remodetect.texts import Row, read_rows
 from workflows.remodetect.trunk import Architecture, load_trunk, new_trunk
@@ -40,7 +43,9 @@ class RewardModel:
         patience: epochs without improvement after which training ends.
         learning_rate: of AdamW, constant.
         batch_size: pairs in a step.
-        hub_id: a classifier of the hub instead.
+        hub_id: a model of the hub instead.
+        hub_weights: what is taken of it: ``all``, of a classifier; the ``trunk``, with a head of one logit drawn from the
+            seed; or ``none``: its architecture and tokenizer only, all weights drawn from the seed.
     """
 
     architecture: Architecture = "hashed"
@@ -51,13 +56,15 @@ class RewardModel:
     learning_rate: float = 1e-3
     batch_size: int = 32
     hub_id: str | None = None
+    hub_weights: Literal["all", "trunk", "none"] = "all"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model and its tokenizer, or a pointer to the hub."""
         if self.hub_id:
-            job.hub.model_path(self.hub_id)  # a mirror that lacks it says so now
-            (job.out / POINTER).write_text(json.dumps({"id": self.hub_id}), encoding="utf-8")
-            return BaseInfo(notes={"hub_id": self.hub_id})
+            check_model(job.hub, self.hub_id, weights=self.hub_weights != "none")
+            pointer = {"id": self.hub_id, "weights": self.hub_weights, "seed": job.seed or 0}
+            (job.out / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+            return BaseInfo(notes=pointer)
         torch.manual_seed(job.seed or 0)
         rows = read_rows(job.needs["texts"], "rewards")
         words = [row[side].lower().split() for row in rows for side in ("chosen", "rejected")]
@@ -111,10 +118,12 @@ class RewardModel:
 def pair_accuracy(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
     """Share of preference pairs whose chosen text gets the higher reward."""
     model.eval()
-    chosen, rejected = (
-        model(**_encode(tokenizer, rows, side)).logits[:, 0] for side in ("chosen", "rejected")
-    )
-    return float((chosen > rejected).double().mean())
+    right = 0
+    for start in range(0, len(rows), 100):
+        part = rows[start : start + 100]
+        chosen, rejected = (model(**_encode(tokenizer, part, side)).logits[:, 0] for side in ("chosen", "rejected"))
+        right += int((chosen > rejected).sum())
+    return right / len(rows)
 
 
 def load_detector(detector: SequenceDetector, folder: Path, hub: Hub | None) -> SequenceDetector:
@@ -122,9 +131,30 @@ def load_detector(detector: SequenceDetector, folder: Path, hub: Hub | None) -> 
     pointer = folder / POINTER
     if not pointer.is_file():
         return detector.attach(*load_trunk(folder))
-    model_id = json.loads(pointer.read_text(encoding="utf-8"))["id"]
-    path = hub.model_path(model_id) if hub else model_id
-    return type(detector).from_pretrained(path, **detector.get_params()).to(device())
+    found = json.loads(pointer.read_text(encoding="utf-8"))
+    path = hub.model_path(found["id"]) if hub else found["id"]
+    if found["weights"] == "all":
+        return type(detector).from_pretrained(path, **detector.get_params()).to(device())
+    return detector.attach(*_with_new_weights(path, found["weights"] == "trunk", found["seed"])).to(device())
+
+
+def _with_new_weights(path: str, keep_trunk: bool, seed: int) -> tuple[Any, Any]:
+    """A classifier with one logit and its tokenizer; what is not of the hub's trunk is drawn from the seed."""
+    tokenizer = load_tokenizer(path)
+    config = load_config(path, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    if tokenizer.pad_token is None:
+        raise RematchError(f"{path}: its tokenizer has no padding token, which a new classifier of its texts needs")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not keep_trunk:
+            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), tokenizer
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise RematchError(f"no trunk of a classifier can be loaded from '{path}': {error}") from error
+    return model, tokenizer
 
 
 def _encode(tokenizer: Any, rows: Sequence[Row], side: str) -> dict[str, Tensor]:

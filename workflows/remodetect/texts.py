@@ -67,7 +67,8 @@ def write_rows(folder: Path, name: str, rows: Iterable[Row]) -> None:
 
 def read_cells(folder: Path) -> list[Cell]:
     """The cells, in the order in which they were written."""
-    return [Cell(**{"words": None} | row) for row in read_rows(folder, "cells")]
+    unset: Row = {"words": None}
+    return [Cell(**(unset | row)) for row in read_rows(folder, "cells")]
 
 
 def cut_cells(rows: Sequence[Row], lengths: Sequence[int], only: set[tuple[str, str]]) -> Iterator[Row]:

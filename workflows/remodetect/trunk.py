@@ -6,6 +6,7 @@ written for DeBERTa runs on them unchanged.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +54,10 @@ class HashedClassifier(PreTrainedModel):
     def __init__(self, config: HashedConfig) -> None:
         super().__init__(config)
         self.embeddings = nn.Embedding(config.n_buckets + 1, config.hidden_size, padding_idx=0)
+        n_labels = int(config.num_labels or 1)
         self.mlp = nn.Sequential(
             nn.Linear(config.hidden_size, config.mlp_size), nn.ReLU(), nn.Dropout(config.dropout),
-            nn.Linear(config.mlp_size, config.num_labels),
+            nn.Linear(config.mlp_size, n_labels),
         )  # fmt: skip
         self.post_init()
 
@@ -106,7 +108,7 @@ class HashingTokenizer:
 
     def _ids(self, words: list[str]) -> list[int]:
         unigrams = [f"u {word}" for word in words]
-        bigrams = [f"b {first} {second}" for first, second in zip(words, words[1:], strict=False)]
+        bigrams = [f"b {first} {second}" for first, second in itertools.pairwise(words)]
         lengths = [f"l {min(len(word), LONGEST_WORD)}" for word in words]
         return [1 + crc32(feature.encode()) % self.n_buckets for feature in (*unigrams, *bigrams, *lengths)]
 
@@ -131,8 +133,15 @@ def new_trunk(architecture: Architecture, vocabulary: list[str], **sizes: Any) -
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN, **special)
-    standard = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-    bert = BertConfig(vocab_size=len(words), num_labels=1, pad_token_id=0, **standard | sizes)
+    standard: dict[str, Any] = {
+        "num_labels": 1,
+        "pad_token_id": 0,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+    }
+    bert = BertConfig(vocab_size=len(words), **(standard | sizes))
     return BertForSequenceClassification(bert), tokenizer
 
 
