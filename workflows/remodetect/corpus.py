@@ -160,7 +160,8 @@ def _docstrings(domain: str, max_files: int | None) -> Iterator[tuple[str, list[
 
 def _root(package: str) -> Path:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None  # a dependency of the project
+    assert spec is not None
+    assert spec.origin is not None  # a dependency of the project
     return Path(spec.origin).parent
 
 
