@@ -41,13 +41,19 @@ def load_config(path: str, **changes: Any) -> Any:
 
 
 def load_tokenizer(path: str) -> Any:
-    """A model's tokenizer."""
+    """A model's tokenizer. Where its files are missing transformers may make one without words: that is refused."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        known = set(tokenizer("a text of some words", add_special_tokens=False)["input_ids"])
     except Exception as error:  # whatever the backends make of a missing or broken file
         raise RematchError(f"no tokenizer can be read from '{path}': {_first_line(error)}") from error
+    if not known - {tokenizer.unk_token_id}:
+        raise RematchError(
+            f"no tokenizer can be read from '{path}': it knows no word, so that its files seem to be missing"
+        )
+    return tokenizer
 
 
 def _first_line(error: Exception) -> str:

@@ -95,7 +95,8 @@ def write_hub_texts(
         hc3, hh_rlhf, synthetic_instruct: ids of the data sets.
         fast_detect_gpt, mgtbench: folders of a mirror's data sets, as ids; None leaves them out.
         mgtbench_sources: names of the LLMs by column of MGTBench's files; only the columns that a file has are read.
-        lengths: words to which Fast-DetectGPT's pairs are cut for cells of their own (Figure 6: 30, 60, ..., 210).
+        lengths: words to which Fast-DetectGPT's pairs are cut for cells of their own (Figure 6: 30, 60, ..., 210),
+            those of aligned sources.
         later_models: ids of the models that are to read the texts: one that is missing is named before any text is made.
 
     Returns:
@@ -128,18 +129,19 @@ def write_hub_texts(
     cells = [hc3_cell(held_out[:n_pairs])]
     if fast_detect_gpt is not None:
         cells += fast_detect_gpt_cells(hub, n_pairs, seed, dropped, repo_id=fast_detect_gpt)
-    attackable = list(cells)
-    cut = {(cell.domain, cell.source) for cell in cells if not cell.seen}
+    more: list[Cell] = []
     if mgtbench is not None:
-        cells += mgtbench_cells(hub, n_pairs, seed, dropped, repo_id=mgtbench, sources=mgtbench_sources)
-    # All files have been read: what takes long begins here.
-    attackable = cells if attack_mgtbench else attackable
-    rewriters = _rewriters(attacks, hub, paraphraser, device, batch_size)
+        more = mgtbench_cells(hub, n_pairs, seed, dropped, repo_id=mgtbench, sources=mgtbench_sources)
+
+    # Every file has been read: what takes long begins here.
+    attackable = [*cells, *more] if attack_mgtbench else cells
     attacked = [
-        asdict(_attacked(cell, name, rewrite, seed, dropped)) for name, rewrite in rewriters for cell in attackable
+        asdict(_attacked(cell, name, rewrite, seed, dropped))
+        for name, rewrite in _rewriters(attacks, hub, paraphraser, device, batch_size)
+        for cell in attackable
     ]
-    unattacked = [asdict(cell) for cell in cells]
-    short = [*cut_cells(unattacked, lengths, cut)]
+    unattacked = [asdict(cell) for cell in (*cells, *more)]
+    short = cut_cells(unattacked, lengths, {(c.domain, c.source) for c in cells if c.aligned and not c.seen})
 
     parts = {"triplets": train, "validation": validation}
     asked = [pair.human for part in parts.values() for pair in part[:n_mixed]]

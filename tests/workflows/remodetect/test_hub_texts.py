@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -15,9 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-from transformers import T5Tokenizer as T5
 
 from rematch.errors import RematchError
 from rematch.hub import Hub
@@ -26,129 +23,30 @@ from workflows.remodetect.hub_texts import write_hub_texts
 from workflows.remodetect.rephrasing import ChatModel, Paraphraser, mixed_texts, swap_adjacent_words
 from workflows.remodetect.texts import read_cells, read_rows
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hub_mirror import (
+    LLAMA,
+    T5_PARAPHRASE,
+    byte_tokenizer,
+    csv,
+    hc3_row,
+    json_lines,
+    raw_data,
+    scripted_answer,
+    write,
+    write_hc3,
+    write_hh,
+    write_llama,
+    write_mgtbench,
+    write_raw_data,
+    write_synthetic,
+    write_t5,
+)
+
 torch.set_num_threads(1)
 
 CLEANED_HC3 = "YuchuanTian/AIGC_text_detector"
-LLAMA = "meta-llama/Meta-Llama-3-70B-Instruct"
-T5_PARAPHRASE = "Vamsi/T5_Paraphrase_Paws"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-N_QUESTIONS = 20
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def json_lines(rows: Sequence[Any]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def csv(rows: Sequence[Sequence[str]]) -> str:
-    return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in row) + "\r\n" for row in rows)
-
-
-def hc3_row(number: int, humans: int = 1) -> dict[str, Any]:
-    return {
-        "question": f"What is {number} ?",
-        "human_answers": [
-            f"Human answer {number} {k} , it says . A second part follows . And a third ." for k in range(humans)
-        ],
-        "chatgpt_answers": [f"The answer to {number} is clear. It is well known. There is no doubt about it at all."],
-        "index": None,
-        "source": "reddit_eli5",
-    }
-
-
-def write_hc3(mirror: Path) -> None:
-    write(mirror / "datasets" / sources.HC3 / "all.jsonl", json_lines([hc3_row(i) for i in range(N_QUESTIONS)]))
-
-
-def write_hh(mirror: Path) -> None:
-    folder = mirror / "datasets" / sources.HH_RLHF
-    for subset in ("harmless-base", "helpful-online"):
-        for split, n in (("train", 3), ("test", 2)):
-            rows = [{side: f"\n\nHuman: {subset} {split} {i} ?\n\nAssistant: {side}" for side in ("chosen", "rejected")} for i in range(n)]  # fmt: skip
-            write(folder / subset / f"{split}.jsonl.gz", gzip.compress(json_lines(rows).encode()))
-    # Not preference data, and in another format.
-    write(folder / "red-team-attempts" / "red_team_attempts.jsonl.gz", gzip.compress(b'[{"transcript": "no"}]'))
-
-
-def write_synthetic(mirror: Path) -> None:
-    rows = [{key: f" {key} {i} of it." for key in ("prompt", "response", "chosen", "rejected")} for i in range(10)]
-    path = mirror / "datasets" / sources.SYNTHETIC_INSTRUCT / "data" / "train-00000-of-00001-1e5d57b93c448e7a.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-
-
-def write_raw_data(mirror: Path, name: str, content: Any, under: str = "exp_gpt3to4/data") -> Path:
-    return write(mirror / "datasets" / sources.FAST_DETECT_GPT / under / f"{name}.raw_data.json", json.dumps(content))
-
-
-def raw_data(n: int, source: str = "sampled") -> dict[str, list[str]]:
-    human = [f"human text number {i} is longer than its partner" for i in range(n)]
-    return {"original": human, "sampled": [f"{source} text number {i} is shorter" for i in range(n)]}
-
-
-def write_mgtbench(mirror: Path) -> None:
-    for name in sources.MGTBENCH_FILES:
-        rows = [["id", "prompt", "human", "ChatGPT-turbo", "Claude"]]
-        rows += [
-            [str(i), "Write !", f"{name} human {i} , says so .", f"turbo {i}\nsays a thing", f"claude {i} says"]
-            for i in range(6)
-        ]
-        rows[-1][-1] = "Sorry"  # one word
-        write(mirror / "datasets" / sources.MGTBENCH / f"{name}_LLMs.csv", csv(rows))
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|start|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=258, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["a text"], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(  # a first token, as Llama 3 puts it
-        single="<|start|> $A", special_tokens=[("<|start|>", 0)]
-    )
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>")
-    made.chat_template = CHAT_TEMPLATE
-    return made
-
-
-def write_llama(mirror: Path) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    folder = mirror / "models" / LLAMA
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-
-
-def t5_tokenizer() -> T5:
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:.,"
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
-    return T5(vocab=vocabulary, extra_ids=4)
-
-
-def write_t5(mirror: Path) -> None:
-    torch.manual_seed(0)
-    tokenizer = t5_tokenizer()
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
-    folder = mirror / "models" / T5_PARAPHRASE
-    T5ForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -503,9 +401,7 @@ class Scripted:
         return [self.answer(prompt) for prompt in prompts]
 
     def answer(self, prompt: str) -> str:
-        listed = dict(line.split(". ", 1) for line in prompt.splitlines() if line[:1].isdigit())
-        wanted = prompt.rsplit("no others: ", 1)[1].split(". ", 1)[0].split(", ")
-        return "Sure!\n\n" + "\n".join(f"{number}. {listed[number].upper()} ." for number in wanted)
+        return scripted_answer(prompt)
 
 
 def test_mixed_texts_hold_the_paraphrases_in_place() -> None:
@@ -615,7 +511,7 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 32,
     "max_new_tokens": 8,
 }
-FILES = ("triplets", "validation", "replay", "preferences", "cells")
+FILES = ("triplets", "validation", "replay", "preferences", "rewards", "cells")
 
 
 @pytest.fixture(scope="module")
@@ -652,7 +548,7 @@ def test_cells_of_hub_texts(written: tuple[Path, dict[str, Any]]) -> None:
     assert {cell.source for cell in cells if not cell.aligned} == {"davinci"}
     attacked = Counter(cell.attack for cell in cells)
     assert attacked["swap"] == attacked["rephrase"] == 5  # HC3 and Fast-DetectGPT, not MGTBench
-    assert sum(cell.words == 3 for cell in cells) == 4
+    assert sum(cell.words == 3 for cell in cells) == 3  # of aligned sources
     by_key = {(cell.domain, cell.source, cell.attack): cell for cell in cells if cell.words is None}
     for cell in cells:
         assert len(cell.human) == len(cell.llm) <= 4
