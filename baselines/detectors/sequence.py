@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.detectors import texts as rows
+from baselines.detectors.planning import PassCost
 from rematch.errors import RematchError
 from rematch.flops import count_flops
 
@@ -404,6 +406,19 @@ class TrainedDetector(SequenceDetector):
     losses_: list[float] = field(default_factory=list, init=False, repr=False)
     n_dropped_: int = field(default=0, init=False, repr=False)
 
+    _cost: ClassVar[PassCost | None] = None
+
+    def pass_cost(self, texts: Sequence[str]) -> PassCost:
+        """The FLOPs of this detector's passes, counted on the two longest of the texts."""
+        longest = sorted(texts, key=lambda text: (len(text), text))[-2:]
+        return PassCost.measure(lambda batch: self._logits(self.model, batch), self.encode(longest))
+
+    def planner(self, cost: PassCost) -> Self:
+        """A copy whose ``fit`` trains nothing: it only adds up, in ``training_flops_``, what the same call would cost."""
+        planner = copy.copy(self)
+        planner._cost = cost  # type: ignore[misc]
+        return planner
+
     def _check(self) -> None:
         super()._check()
         if self.batch_size < 1:
@@ -434,7 +449,6 @@ class TrainedDetector(SequenceDetector):
         """
         self._check()
         self._check_attached()
-        self.calibration_ = None
         passes, losses = Passes(self), []
         n_drawn = int(self.epochs * min(sizes) + 0.5) if self.finetune else 0
         if self.finetune and n_drawn < 1:
@@ -444,6 +458,12 @@ class TrainedDetector(SequenceDetector):
         orders = [item_order(n, min(sizes), n_drawn, self.seed, stream) for stream, n in enumerate(sizes)]
         steps = -(-n_drawn // self.batch_size)
         devices = [self._device] if self._device.type == "cuda" else []
+        if self._cost is not None:
+            for start in range(0, n_drawn, self.batch_size):
+                loss(passes, *(order[start : start + self.batch_size] for order in orders))
+            self.training_flops_ = passes.flops
+            return
+        self.calibration_ = None
         try:
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(self.seed)  # dropout
@@ -486,6 +506,11 @@ class Passes:
             return self._pass(model, self.detector.encode(texts), backward=False)
 
     def _pass(self, model: nn.Module, batch: dict[str, Tensor], backward: bool) -> Tensor:
+        if self.detector._cost is not None:
+            n_texts, length = batch["input_ids"].shape
+            self.flops += self.detector._cost(n_texts, length, backward)
+            return torch.zeros(n_texts)
+
         def rewards() -> Tensor:
             return self.detector._scores(self.detector._logits(model, batch))
 

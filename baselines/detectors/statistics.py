@@ -109,7 +109,7 @@ class TokenStatistics:
 
     def take(self, indices: Any) -> TokenStatistics:
         """The texts at the indices (or of a boolean mask), in that order."""
-        return self._map(lambda array: array[np.asarray(indices)])
+        return self._map(lambda array: array[_places(indices)])
 
     def first(self, n_tokens: int) -> TokenStatistics:
         """The statistics of the texts cut to their first tokens: those of a causal model are a prefix."""
@@ -170,7 +170,7 @@ class Resampled:
 
     def take(self, indices: Any) -> Resampled:
         """The texts at the indices (or of a boolean mask), in that order."""
-        return Resampled(self.log_p[np.asarray(indices)], self.log_rank[np.asarray(indices)])
+        return Resampled(self.log_p[_places(indices)], self.log_rank[_places(indices)])
 
     def first_k(self, k: int) -> Resampled:
         """The first k versions of each text only.
@@ -392,6 +392,12 @@ def _sum(values: np.ndarray) -> np.ndarray:
     for column in np.where(np.isnan(values), 0.0, values).T:
         total += column
     return total
+
+
+def _places(indices: Any) -> np.ndarray:
+    """Indices or a boolean mask as an array; none at all is no array of floats."""
+    array = np.asarray(indices)
+    return array if array.size else array.astype(np.int64)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ class ReMoDetector(TrainedDetector):
                 raise RematchError("ReMoDetector.fit: replay texts are needed unless lam = 0")
             sizes.append(len(buffer))
             self._check_attached()
-            teacher = self._frozen_copy()
+            teacher = self.model if self._cost is not None else self._frozen_copy()  # a planner runs neither
 
         def loss(passes: Passes, indices: np.ndarray, replayed: np.ndarray | None = None) -> Tensor:
             batch = [kept[i] for i in indices]

@@ -180,9 +180,13 @@ class Selector:
 
     FILE = "selector.json"
 
-    def score(self, texts: Sequence[str], folder: Path) -> np.ndarray:
-        """Rewards of texts of equal length, (n,); ``folder`` is the base ``texts`` that the reward was written to."""
-        saved = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+    def read(self, folder: Path) -> None:
+        """Read the reward from the base ``texts`` that it was written to."""
+        self._saved = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """Rewards of texts of equal length, (n,)."""
+        saved = self._saved
         indices = {word: index for index, word in enumerate(saved["vocabulary"])}
         ids = np.array([[indices[word] for word in text.split()] for text in texts])
         features = Surface(tuple(saved["vocabulary"])).features(ids)
@@ -193,7 +197,7 @@ class Selector:
 class Chance:
     """No detector at all: every text gets the same score, so that AUROC is 1/2."""
 
-    def score(self, texts: Sequence[str], folder: Path) -> np.ndarray:
+    def score(self, texts: Sequence[str]) -> np.ndarray:
         """Zeros, (n,)."""
         return np.zeros(len(texts))
 

@@ -12,18 +12,17 @@ import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from baselines.detectors.sequence import SequenceDetector
+from baselines.detectors.sequence import TrainedDetector
 from rematch.arena import Measurement, Outcome, Task
 from rematch.errors import RematchError
 from rematch.play import Skip
 from workflows.remodetect import evaluation
-from workflows.remodetect.entries import entry_for, text_flops
+from workflows.remodetect.entries import entry_for, reference_flops
 from workflows.remodetect.reward_model import load_detector
-from workflows.remodetect.supervised import triplet_flops
 from workflows.remodetect.texts import Cell, read_cells, read_rows
 
 
@@ -65,7 +64,7 @@ class Arena:
             samples_seen=match.entry.samples_seen,
             tokens_seen=match.entry.tokens_seen,
             data_hash=match.data_hash,
-            notes=match.entry.notes | {"pairs_without_score": match.n_unscored},
+            notes=match.entry.notes | {"pairs_without_score": sum(match.unscored.values())},
         )
 
 
@@ -74,24 +73,31 @@ class _Match:
 
     def __init__(self, arena: Arena, task: Task) -> None:
         self.arena, self.task = arena, task
-        self.n_unscored = 0
+        self.unscored: dict[tuple[Any, ...], int] = {}
         self._known: dict[str, float] = {}
         level = task.level
         resamples = int(level) if task.axis == "test_time_compute" else arena.resamples
         self.n_triplets = int(level) if task.axis in ("data_efficiency", "ablation") else arena.n_triplets
+        if task.share is not None:
+            self.n_triplets = max(1, round(task.share * arena.n_triplets))
         self.entry = entry_for(task, resamples)
         self.entry.prepare(self.n_triplets, self.budget)
 
     @cached_property
     def budget(self) -> float | None:
-        """Training FLOPs that may be spent: the share of what ReMoDetect needs for ``n_triplets``, on the reference."""
+        """Training FLOPs that may be spent: what ReMoDetect needs for that share of ``n_triplets``, on the reference."""
         if self.task.share is None:
             return None
         assert self.task.reference is not None  # the engine gives one wherever it gives a share
-        detector = load_detector(SequenceDetector(), self.task.reference, self.task.hub)
-        rows = read_rows(self.task.bases["texts"], "triplets")[:8]
-        flops = text_flops(detector, [row[side] for row in rows for side in ("llm", "human")])
-        return self.task.share * self.arena.n_triplets * triplet_flops(flops)
+        detector = load_detector(TrainedDetector(seed=self.task.seed), self.task.reference, self.task.hub)
+        texts = self.task.bases["texts"]
+        rows = read_rows(texts, "triplets")[: self.n_triplets]
+        replay = [row["text"] for row in read_rows(texts, "replay")]
+        if len(replay) < len(rows):
+            raise RematchError(
+                f"a budget of {len(rows)} triplets needs as many replay texts, and there are {len(replay)}"
+            )
+        return reference_flops(detector, rows, replay)
 
     # -- cells --------------------------------------------------------------------------------------------------------
 
@@ -110,12 +116,18 @@ class _Match:
     @cached_property
     def main(self) -> list[Cell]:
         """What averages are over: aligned sources, neither attacked nor cut."""
-        return [cell for cell in self.cells if cell.aligned and cell.whole]
+        found = [cell for cell in self.cells if cell.aligned and cell.whole]
+        if not found:
+            raise Skip("there is no text of an aligned source")
+        return found
 
     @cached_property
     def seen(self) -> Cell:
         """The cell whose domain and source were trained on."""
-        return next(cell for cell in self.cells if cell.seen and cell.whole)
+        found = [cell for cell in self.cells if cell.seen and cell.whole]
+        if not found:
+            raise Skip("none of the cells was trained on")
+        return found[0]
 
     @cached_property
     def data_hash(self) -> str:
@@ -140,10 +152,14 @@ class _Match:
         """Scores of human and generated texts, of the pairs in which both have one."""
         human, llm = self.scores(cell.human), self.scores(cell.llm)
         scored = np.isfinite(human) & np.isfinite(llm)
-        self.n_unscored += int((~scored).sum())
+        self.unscored[cell.domain, cell.source, cell.attack, cell.words] = int((~scored).sum())
         if not scored.any():
             raise Skip(f"none of the {len(scored)} pairs of {cell.domain} {cell.source} has a score for both texts")
         return human[scored], llm[scored]
+
+    def _items(self, cell: Cell, items: np.ndarray) -> list[float] | None:
+        """Per-item scores, or None where a pair was dropped: what is left would be paired with others' other prompts."""
+        return items.tolist() if len(items) == len(cell.llm) else None
 
     def placed(self, cell: Cell) -> np.ndarray:
         """The per-item scores behind the AUROC of a cell."""
@@ -159,7 +175,8 @@ class _Match:
         self._score_all(cells)
         placed = [self.placed(cell) for cell in cells]
         value = float(np.mean([np.mean(part) for part in placed]))
-        same = len({(cell.domain, len(part)) for cell, part in zip(cells, placed, strict=True)}) == 1
+        complete = all(len(part) == len(cell.llm) for cell, part in zip(cells, placed, strict=True))
+        same = complete and len({(cell.domain, len(cell.llm)) for cell in cells}) == 1
         return Measurement(metric, value, items=np.mean(placed, axis=0).tolist() if same else None)
 
     # -- metrics: one domain ------------------------------------------------------------------------------------------
@@ -173,7 +190,7 @@ class _Match:
         yield self._mean_over("auroc", self.main)
         for cell in self.main:
             items = self.placed(cell)
-            yield Measurement("auroc", float(np.mean(items)), f"source={cell.source}", items.tolist())
+            yield Measurement("auroc", float(np.mean(items)), f"source={cell.source}", self._items(cell, items))
 
     @cached_property
     def cut(self) -> list[Cell]:
@@ -248,20 +265,26 @@ class _Match:
     def _doses(self) -> dict[int, Cell]:
         """The cells of best-of-n in the seen domain, by n; 1 is the unaligned control."""
         mine = [cell for cell in self.cells if cell.domain == self.seen.domain and cell.whole]
-        return {cell.n: cell for cell in mine if cell.n is not None}
+        found = {cell.n: cell for cell in mine if cell.n is not None}
+        if 1 not in found or len(found) < 2:
+            raise Skip("the texts have no dose: best-of-n for several n, 1 among them")
+        return found
 
     def dose_auroc(self) -> Iterator[Measurement]:
         values = []
         for n, cell in self._doses.items():
             items = self.placed(cell)
             values.append(float(np.mean(items)))
-            yield Measurement("dose_auroc", values[-1], f"n={n}", items.tolist())
+            yield Measurement("dose_auroc", values[-1], f"n={n}", self._items(cell, items))
         yield Measurement("dose_auroc", float(np.mean(values)))
 
     def dose_gain(self) -> Iterator[Measurement]:
         """AUROC at the largest n minus that of unaligned samples."""
-        most, none = (self.placed(self._doses[n]) for n in (max(self._doses), 1))
-        yield Measurement("dose_gain", float(np.mean(most) - np.mean(none)), items=(most - none).tolist())
+        most, none = (self._mean_over("dose_gain", [self._doses[n]]) for n in (max(self._doses), 1))
+        items = None
+        if most.items is not None and none.items is not None:
+            items = np.subtract(most.items, none.items).tolist()
+        yield Measurement("dose_gain", most.value - none.value, items=items)
 
     def win_rate(self) -> Iterator[Measurement]:
         """Best-of-n against a fresh sample of the same prompt; nothing can expect more than n / (n + 1)."""
@@ -269,9 +292,9 @@ class _Match:
         values = []
         for n, cell in self._doses.items():
             if n > 1:
-                items = evaluation.wins(self.scores(cell.llm), fresh)
-                values.append(float(np.mean(items)))
-                yield Measurement("win_rate", values[-1], f"n={n}", items.tolist())
+                found = self._wins("win_rate", self.scores(cell.llm), fresh, f"n={n}")
+                values.append(found.value)
+                yield found
         yield Measurement("win_rate", float(np.mean(values)))
 
     # -- metrics: rewards ---------------------------------------------------------------------------------------------
@@ -282,8 +305,16 @@ class _Match:
         if not rows:
             raise Skip("there are no held-out preference pairs")
         chosen, rejected = (self.scores(row[side] for row in rows) for side in ("chosen", "rejected"))
-        items = evaluation.wins(chosen, rejected)
-        yield Measurement("preference_accuracy", float(np.mean(items)), items=items.tolist())
+        yield self._wins("preference_accuracy", chosen, rejected)
+
+    def _wins(self, metric: str, first: np.ndarray, second: np.ndarray, part: str = "") -> Measurement:
+        """Share of pairs in which the first has the higher score, of the pairs in which both have one."""
+        scored = np.isfinite(first) & np.isfinite(second)
+        self.unscored[metric, part] = int((~scored).sum())
+        if not scored.any():
+            raise Skip(f"{metric}: none of the {len(scored)} pairs has a score for both texts")
+        items = evaluation.wins(first[scored], second[scored])
+        return Measurement(metric, float(np.mean(items)), part, items.tolist() if scored.all() else None)
 
     def order_accuracy(self) -> Iterator[Measurement]:
         """Share of held-out triplets with LLM over mixed over human."""

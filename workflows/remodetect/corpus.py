@@ -29,9 +29,11 @@ PACKAGES = {"sci": ("scipy", "sklearn"), "data": ("numpy", "pandas")}
 PARTS = ("lm_a", "lm_b", "train", "validation", "test", "preferences")
 """What windows are for: to fit language models on, to train detectors, to choose, to score, to begin preference pairs."""
 UNKNOWN = "<unk>"
+RUN, SHARED = 8, 0.1
+"""A window of which more than a tenth of the 8-word runs stand in another part is left out."""
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[^\w\s]")
-_UNDERLINE = re.compile(r"^\s*([-=~^*`])\1{2,}\s*$", re.MULTILINE)
+_UNDERLINE = re.compile(r"^\s*(([-=~^*`+])\2{2,}\s*)+$", re.MULTILINE)
 _PROSE = re.compile(r"[A-Za-z][a-z']*[.,;:)]?")
 
 
@@ -92,6 +94,7 @@ class Corpus:
         everything = [(domain, document) for domain in DOMAINS for document in documents[domain]]
         groups = near_duplicate_groups([document for _, document in everything])
         found: dict[str, dict[str, list[list[str]]]] = {d: {part: [] for part in PARTS} for d in DOMAINS}
+        owners: dict[tuple[str, ...], str] = {}
         room = {domain: self._room(domain, documents[domain]) for domain in DOMAINS}
         for group in sorted(groups, key=lambda g: _hash(everything[g[0]][1].path)):
             domain = everything[group[0]][0]
@@ -102,7 +105,7 @@ class Corpus:
             left = max(1, room[domain][part] // 20)
             for index in group:
                 where, document = everything[index]
-                cut = self._cut(document)[:left]
+                cut = [window for window in self._cut(document)[:left] if _is_new(window, part, owners)]
                 left -= len(cut)
                 if room[where][part]:
                     found[where][part] += cut
@@ -121,6 +124,19 @@ class Corpus:
         spare = sum(len(self._cut(document)) for document in documents) - self.windows["test"] - preferences
         lm = max(1, min(self.other_lm_windows, spare // 2))
         return {**self.windows, "lm_a": lm, "lm_b": lm, "train": 0, "validation": 0, "preferences": preferences}
+
+
+def _is_new(window: list[str], part: str, owners: dict[tuple[str, ...], str]) -> bool:
+    """Whether a window shares few runs of words with windows of other parts; then its runs belong to its part.
+
+    Documents that are unlike as wholes may still have a paragraph in common.
+    """
+    runs = [tuple(window[start : start + RUN]) for start in range(len(window) - RUN + 1)]
+    if sum(owners.get(run, part) != part for run in runs) > SHARED * len(runs):
+        return False
+    for run in runs:
+        owners.setdefault(run, part)
+    return True
 
 
 def load_part(corpus: Path, domain: str, part: str) -> list[list[str]]:

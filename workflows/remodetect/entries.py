@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,34 @@ from typing import Any
 import numpy as np
 
 from baselines.detectors.resampling import perturbed_statistics, regenerated_statistics
-from baselines.detectors.sequence import SequenceDetector, TrainedDetector
+from baselines.detectors.sequence import Passes, SequenceDetector, TrainedDetector, item_order
 from baselines.detectors.statistics import GLTR, REGENERATED, ZeroShot, token_statistics
 from rematch.arena import Task
 from rematch.errors import RematchError
-from rematch.flops import count_flops
 from workflows.remodetect.language_models import load_filler, load_reference, load_scoring
-from workflows.remodetect.likelihoods import Likelihoods
+from workflows.remodetect.likelihoods import Likelihoods, n_versions
 from workflows.remodetect.reward_model import load_detector
 from workflows.remodetect.texts import Row, read_rows
 
 
-@dataclass(frozen=True)
-class TextFlops:
-    """Counted FLOPs of one text: of a forward pass, and of a pass that is trained through, forward and backward."""
+def reference_flops(detector: TrainedDetector, rows: Sequence[Row], replay: Sequence[str]) -> float:
+    """What ReMoDetect's training on these triplets costs, one at a time: the measure of all budgets.
 
-    forward: float
-    trained: float
+    A triplet takes four passes that are trained through (LLM, mixed, human and replay text, together) and the teacher's
+    pass over the replay text.
+    """
+    cost = detector.pass_cost(_texts(rows) + list(replay))
+    passes = Passes(detector.planner(cost))
+    order = item_order(len(replay), len(rows), len(rows), detector.seed, 1)
+    for row, index in zip(rows, order, strict=True):
+        mixed = next((text for text in row["mixed"].values() if text), row["human"])
+        passes.trained([row["llm"]], [row["human"]], [mixed], [replay[index]])
+        passes.frozen(detector.model, [replay[index]])
+    return passes.flops
 
 
-def text_flops(detector: SequenceDetector, texts: Sequence[str]) -> TextFlops:
-    """Counted on a batch of texts, a mean over them."""
-    batch = detector.encode(texts)
-
-    def logits() -> Any:
-        return detector.model(**batch).logits
-
-    count = count_flops(logits, backward=True)
-    return TextFlops(count.forward / len(texts), count.total / len(texts))
+def _texts(rows: Sequence[Row]) -> list[str]:
+    return [row[side] for row in rows for side in ("llm", "human")]
 
 
 class Entry:
@@ -83,10 +82,14 @@ class Entry:
 
 
 class ScorerEntry(Entry):
-    """What scores texts by itself: chance, and the reward that picked."""
+    """What scores texts by itself, such as chance; the reward that picked is read from the base ``texts`` first."""
+
+    def prepare(self, n_triplets: int, budget: float | None) -> None:
+        if hasattr(self.contender, "read"):
+            self.contender.read(self.texts)
 
     def scores(self, texts: list[str]) -> np.ndarray:
-        return self.contender.score(texts, self.texts)
+        return self.contender.score(texts)
 
     def passes(self) -> float:
         return 0.0
@@ -104,25 +107,35 @@ class ClassifierEntry(Entry):
         if not isinstance(self.detector, TrainedDetector) or not self.detector.finetune:
             return
         triplets = read_rows(self.texts, "triplets")
+        replay = [row["text"] for row in read_rows(self.texts, "replay")]
         self.detector.set_params(seed=self.task.seed)
-        if budget is None:
-            if n_triplets > len(triplets):
-                raise RematchError(f"{n_triplets} triplets are asked for and the base 'texts' holds {len(triplets)}")
-            triplets = triplets[:n_triplets]
-        else:
-            triplets = self._within(budget, triplets)
-        self.detector.train_on(triplets, [row["text"] for row in read_rows(self.texts, "replay")])
+        if n_triplets > len(triplets):
+            raise RematchError(f"{n_triplets} triplets are asked for and the base 'texts' holds {len(triplets)}")
+        triplets = triplets[:n_triplets] if budget is None else self._within(budget, triplets, replay, n_triplets)
+        self.detector.train_on(triplets, replay)
         self.train_flops = self.detector.training_flops_
         self.samples_seen, self.tokens_seen = self.detector.texts_seen_, self.detector.tokens_seen_
         self.notes |= {"steps": self.detector.steps_, "triplets": len(triplets), "epochs": self.detector.epochs}
 
-    def _within(self, budget: float, triplets: list[Row]) -> list[Row]:
-        """The triplets, and the epochs over them, that the budget pays for."""
-        flops = text_flops(self.detector, [row[side] for row in triplets[:8] for side in ("llm", "human")])
-        n_items, n_distinct = self.detector.affordable(budget, flops)
-        if n_distinct > len(triplets):
-            raise RematchError(f"the budget pays for {n_distinct} triplets and the base 'texts' holds {len(triplets)}")
-        self.detector.set_params(epochs=n_items / n_distinct)
+    def _within(self, budget: float, triplets: list[Row], replay: list[str], n_like: int) -> list[Row]:
+        """The triplets that the budget pays for, the first ``n_like`` where it buys more epochs over them instead.
+
+        Training is planned, not run, until its cost meets the budget: padding makes it a little uneven.
+        """
+        cost, n = self.detector.pass_cost(_texts(triplets) + replay), n_like
+        for _ in range(8):
+            n_distinct = n_like if self.detector.spends == "epochs" else n
+            if n < 1 or n_distinct > len(triplets):
+                raise RematchError(
+                    f"the budget of {budget:.4g} FLOPs pays for {n} triplets and the base 'texts' holds {len(triplets)}"
+                )
+            self.detector.set_params(epochs=n / n_distinct)
+            planner = self.detector.planner(cost)
+            planner.train_on(triplets[:n_distinct], replay)
+            better = round(n * budget / planner.training_flops_)
+            if better == n:
+                break
+            n = better
         return triplets[:n_distinct]
 
     def scores(self, texts: list[str]) -> np.ndarray:
@@ -143,14 +156,19 @@ class StatisticEntry(Entry):
         kind = self.contender.resampling
         return self.task.bases[kind] if kind else None
 
+    @cached_property
+    def _n_versions(self) -> int:
+        """Versions of a text: as many as are asked for, or all that were made (DNA-GPT makes fewer than DetectGPT)."""
+        return min(self.resamples, n_versions(self._resampling)) if self._resampling else 0
+
     def scores(self, texts: list[str]) -> np.ndarray:
         versions = None
         if self._resampling:
-            versions = self._likelihoods.versions_of(texts, self._resampling).first_k(self.resamples)
+            versions = self._likelihoods.versions_of(texts, self._resampling).first_k(self._n_versions)
         return self.contender.score(self._likelihoods.of(texts), versions)
 
     def passes(self) -> float:
-        return float(sum(self.contender.passes(self.resamples)))
+        return float(sum(self.contender.passes(self._n_versions)))
 
     def seconds(self, texts: list[str]) -> float:
         """Everything anew, on its own: its passes, its resampling, its score."""
@@ -163,9 +181,9 @@ class StatisticEntry(Entry):
             stats, versions = token_statistics(scoring, some, reference), None
             rng = np.random.default_rng([self.task.seed, *b"seconds"])
             if filler is not None:
-                versions = perturbed_statistics(scoring, some, filler, self.resamples, rng)
+                versions = perturbed_statistics(scoring, some, filler, self._n_versions, rng)
             elif self._resampling:
-                versions = regenerated_statistics(scoring, some, scoring, self.resamples, rng)
+                versions = regenerated_statistics(scoring, some, scoring, self._n_versions, rng)
             self.contender.score(stats, versions)
 
         run(texts[:2])

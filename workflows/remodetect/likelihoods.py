@@ -16,6 +16,7 @@ import numpy as np
 from baselines.detectors.resampling import perturbed_statistics, regenerated_statistics
 from baselines.detectors.statistics import Resampled, TokenStatistics, token_statistics
 from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError
 from workflows.remodetect.language_models import load_filler, load_reference, load_scoring
 from workflows.remodetect.texts import distinct_texts
 
@@ -73,6 +74,11 @@ class Resampling:
         return BaseInfo(samples_seen=len(texts) * self.k, data_hash=_hash(texts))
 
 
+def n_versions(folder: Path) -> int:
+    """Versions of each text in a base of ``Resampling``."""
+    return Resampled.load(folder / VERSIONS).log_p.shape[1]
+
+
 @dataclass(frozen=True)
 class Likelihoods:
     """The statistics of a seed's texts, by text.
@@ -93,11 +99,20 @@ class Likelihoods:
 
     def of(self, texts: list[str]) -> TokenStatistics:
         """Statistics of some of the texts, in their order."""
-        return self.tokens.take([self.places[text] for text in texts])
+        return self.tokens.take(self._rows(texts))
 
     def versions_of(self, texts: list[str], folder: Path) -> Resampled:
         """Their resampled versions, from the base of ``Resampling``."""
-        return Resampled.load(folder / VERSIONS).take([self.places[text] for text in texts])
+        return Resampled.load(folder / VERSIONS).take(self._rows(texts))
+
+    def _rows(self, texts: list[str]) -> list[int]:
+        unread = [text for text in texts if text not in self.places]
+        if unread:
+            raise RematchError(
+                f"{len(unread)} of {len(texts)} texts were not read by the language models: raise 'n_triplets' of the base "
+                f"'token_passes'; the first is {unread[0][:60]!r}"
+            )
+        return [self.places[text] for text in texts]
 
 
 def _hash(texts: list[str]) -> str:

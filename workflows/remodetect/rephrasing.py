@@ -106,9 +106,9 @@ def mixed_texts(
     for number, ratio in enumerate(ratios):
         made, n_asked = _mixed_at(ratio, sentences, chat, [seed, number])
         for row, text in zip(mixed, made, strict=True):
-            row[str(ratio)] = text
+            row[f"{ratio:g}"] = text
         n_made = sum(text is not None for text in made)
-        counts[str(ratio)] = {"made": n_made, "too_few": len(humans) - n_asked, "failed": n_asked - n_made}
+        counts[f"{ratio:g}"] = {"made": n_made, "too_few": len(humans) - n_asked, "failed": n_asked - n_made}
     return mixed, counts
 
 

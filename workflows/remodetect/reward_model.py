@@ -130,7 +130,7 @@ def load_detector(detector: SequenceDetector, folder: Path, hub: Hub | None) -> 
     """A detector with the options of the one given, on the model of a base."""
     pointer = folder / POINTER
     if not pointer.is_file():
-        return detector.attach(*load_trunk(folder))
+        return detector.attach(*load_trunk(folder)).to(device())
     found = json.loads(pointer.read_text(encoding="utf-8"))
     path = hub.model_path(found["id"]) if hub else found["id"]
     if found["weights"] == "all":

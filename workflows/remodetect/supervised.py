@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from baselines.detectors.sequence import BCEDetector
 from workflows.remodetect.texts import Row
@@ -24,13 +24,3 @@ class Supervised(BCEDetector):
     def train_on(self, rows: Sequence[Row], replay: Sequence[str]) -> None:
         """Train on pairs; there is nothing that replay could serve."""
         self.fit([row["llm"] for row in rows], [row["human"] for row in rows])
-
-    def affordable(self, budget: float, flops: Any) -> tuple[int, int]:
-        """(pairs read, distinct pairs). With ``epochs`` as many distinct ones as ReMoDetect would have triplets."""
-        n = round(budget / (2 * flops.trained))
-        return n, n if self.spends == "pairs" else round(budget / triplet_flops(flops))
-
-
-def triplet_flops(flops: Any) -> float:
-    """What one triplet costs ReMoDetect: four trained passes (LLM, mixed, human, replay) and the teacher's forward one."""
-    return 4 * flops.trained + flops.forward

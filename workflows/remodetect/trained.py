@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from methods.remodetect import ReMoDetector
+from rematch.errors import RematchError
 from workflows.remodetect.texts import Row
-
-
-class Flops(Protocol):
-    """Counted FLOPs of one text; see ``entries.TextFlops``."""
-
-    @property
-    def forward(self) -> float: ...
-
-    @property
-    def trained(self) -> float: ...
 
 
 @dataclass(eq=False)
@@ -30,16 +21,17 @@ class ReMoDetect(ReMoDetector):
 
     mix_ratio: float = 0.5
 
+    spends: ClassVar[str] = "pairs"
+    """What a budget buys: more triplets, each read once."""
+
     def train_on(self, rows: Sequence[Row], replay: Sequence[str]) -> None:
         """Train on the rows, in their order of the seed; ``replay`` is shortened to as many texts, as the stream does."""
         mixed = self.weights.reads_mixed
         key = f"{self.mix_ratio:g}"
+        if mixed and (lacking := [row for row in rows if key not in row["mixed"]]):
+            raise RematchError(
+                f"{len(lacking)} of {len(rows)} triplets have no text with a share of {key} rephrased: see 'n_mixed' and the "
+                "ratios of the base 'texts', or train without mixed texts (beta1 = beta2 = 0)"
+            )
         triplets = [(row["llm"], row["mixed"][key] if mixed else None, row["human"]) for row in rows]
         self.fit(triplets, replay)
-
-    def affordable(self, budget: float, flops: Flops) -> tuple[int, int]:
-        """Triplets that the budget pays for, one epoch: (triplets read, distinct triplets)."""
-        weights = self.weights
-        trained = 2 + weights.reads_mixed + weights.reads_replay
-        each = trained * flops.trained + weights.reads_replay * flops.forward
-        return (n := round(budget / each)), n

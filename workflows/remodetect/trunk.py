@@ -98,8 +98,10 @@ class HashingTokenizer:
         padding: bool = True,
         return_tensors: str = "pt",
     ) -> BatchEncoding:
-        """Encode a batch; a text longer than ``max_length`` words is cut (there is no form without truncation or padding)."""
-        rows = [self._ids(text.split()[:max_length]) for text in texts]
+        """Encode a batch; a text is cut to the words that have ``max_length`` features (there is no form without that or padding)."""
+        # n words have n unigrams, n - 1 bigrams and n lengths.
+        n_words = None if max_length is None else (max_length + 1) // 3
+        rows = [self._ids(text.split()[:n_words]) for text in texts]
         width = max((len(row) for row in rows), default=0)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for index, row in enumerate(rows):

@@ -30,7 +30,6 @@ PROMPT = 8
 SPAN = 8
 """Words of the spans that stand in for sentences in mixed texts: a window is too short for sentences."""
 ATTACK_SPAN, ATTACK_SHARE = 2, 0.3
-SEEN = (DOMAINS[0], "bon16")
 FIXED = ("folder", "seed", "hub")
 """What the engine gives ``write_hub_texts``."""
 
@@ -47,7 +46,8 @@ class Texts:
         n_vendor: labelled pairs that each vendor fits its linear reward to.
         n_pairs: pairs in a cell, at most.
         best_of: samples that the best is picked from.
-        doses: the n of best-of-n in the seen domain; the others are written with those up to ``best_of``.
+        doses: the n of best-of-n in the seen domain; the others are written with those up to ``best_of``, which is always
+            among them.
         raft_prompts, raft_best_of: of the texts that the RAFT model is fitted on.
         lengths: words that the cell seen in training is cut to; the prompt is the same for both sides, and counts.
         papers: instead of all that: take the paper's data sets, with these arguments of ``hub_texts.write_hub_texts``.
@@ -89,10 +89,15 @@ class Texts:
         write_rows(job.out, "triplets", pen.triplets("train", self.n_triplets, self.n_mixed))
         write_rows(job.out, "validation", pen.triplets("validation", self.n_validation, self.n_validation))
         cells = [row for domain in DOMAINS for row in pen.cells(domain)]
-        cells += list(cut_cells(cells, self.lengths, {SEEN}))
+        cells += list(cut_cells(cells, self.lengths, {self.seen}))
         write_rows(job.out, "cells", cells)
         pen.rewards["a"].save(job.out / Selector.FILE)
         return BaseInfo(notes=pen.notes())
+
+    @property
+    def seen(self) -> tuple[str, str]:
+        """Domain and source of the triplets."""
+        return DOMAINS[0], f"bon{self.best_of}"
 
 
 class _Pen:
@@ -104,7 +109,7 @@ class _Pen:
         self.ids = {word: index for index, word in enumerate(vocabulary)}
         self.writers = {domain: load_writers(models, domain) for domain in DOMAINS}
         self.surface = Surface(tuple(vocabulary))
-        self._unaligned = self._draw_unaligned()
+        self._unaligned = self._draw_unaligned("rewards", sizes.n_rewards)
         first = self._unaligned[0]
         self.annotators = {name: Annotators.of(self.surface, taste, first) for name, taste in TASTES.items()}
         self.rewards = {name: self._vendor(name) for name in TASTES}
@@ -128,34 +133,39 @@ class _Pen:
 
     # -- preferences --------------------------------------------------------------------------------------------------
 
-    def _draw_unaligned(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of unaligned samples of one prompt and writer, over all domains and both halves; (pairs, words) each."""
-        n = self.sizes.n_rewards + self.sizes.n_preferences
-        rng = self.rng("preference prompts")
+    def _draw_unaligned(self, purpose: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n pairs of unaligned samples of one prompt and writer, over all domains and both halves; (pairs, words) each.
+
+        What is held out has prompts of its own, the last sixth of them.
+        """
+        rng = self.rng(f"{purpose} prompts")
         drawn = []
         for domain in DOMAINS:
             windows = self.windows(domain, "preferences")
+            held_out = max(1, len(windows) // 6)
+            windows = windows[-held_out:] if purpose == "preferences" else windows[:-held_out]
             share = n - n // 2 if domain == DOMAINS[0] else -(-(n // 2) // (len(DOMAINS) - 1))
             for writer, count in (("a", share - share // 2), ("b", share // 2)):
                 chosen = windows[rng.integers(len(windows), size=count)]
-                drawn.append(self.samples(self.writers[domain][writer], chosen, 2, f"pairs {domain} {writer}"))
+                drawn.append(self.samples(self.writers[domain][writer], chosen, 2, f"{purpose} {domain} {writer}"))
         pairs = rng.permutation(np.concatenate(drawn))[:n]
         return pairs[:, 0], pairs[:, 1]
 
     def preference_pairs(self) -> tuple[list[Row], list[Row]]:
         """Pairs labelled by vendor A's annotators, to train a reward model on and held out."""
-        first, second = self._unaligned
-        labels = self.annotators["a"].prefers_first(first, second, self.rng("labels"))
-        one, other = self.texts(first), self.texts(second)
-        rows = [
+        held_out = self._draw_unaligned("preferences", self.sizes.n_preferences)
+        return self._labelled("rewards", *self._unaligned), self._labelled("preferences", *held_out)
+
+    def _labelled(self, purpose: str, first: np.ndarray, second: np.ndarray) -> list[Row]:
+        labels = self.annotators["a"].prefers_first(first, second, self.rng(f"{purpose} labels"))
+        return [
             {"chosen": x if label else y, "rejected": y if label else x}
-            for x, y, label in zip(one, other, labels, strict=True)
+            for x, y, label in zip(self.texts(first), self.texts(second), labels, strict=True)
         ]
-        return rows[: self.sizes.n_rewards], rows[self.sizes.n_rewards :]
 
     def _vendor(self, name: str) -> VendorReward:
         """A vendor's reward, from pairs of its own."""
-        windows, rng = self.windows(DOMAINS[0], "preferences"), self.rng(f"vendor {name}")
+        windows, rng = self.windows(DOMAINS[0], "preferences"), self.rng(f"vendor {name} labels")
         chosen = windows[rng.integers(len(windows), size=self.sizes.n_vendor)]
         pairs = self.samples(self.writers[DOMAINS[0]]["a"], chosen, 2, f"vendor {name}")
         return VendorReward.fit(self.annotators[name], pairs[:, 0], pairs[:, 1], rng)
@@ -178,7 +188,7 @@ class _Pen:
             }
 
     def _mixed(self, windows: np.ndarray, ratio: float, part: str) -> list[str | None]:
-        """Human windows of which a share of the spans after the prompt is written anew, each the best of n infills."""
+        """Human windows of which a share of the spans after the prompt is written anew, the best of n ways."""
         n_texts, n_words = windows.shape
         starts = np.arange(PROMPT, n_words, SPAN)
         n_new = int(ratio * len(starts))
@@ -186,13 +196,11 @@ class _Pen:
             return [None] * n_texts
         rng, model, n = self.rng(f"mixed {part} {ratio}"), self.writers[DOMAINS[0]]["a"], self.sizes.best_of
         chosen = np.sort(rng.permuted(np.tile(starts, (n_texts, 1)), axis=1)[:, :n_new], axis=1)
-        found = windows.copy()
         columns = np.arange(n_words)
-        for start in chosen.T:  # left to right, so that a later span is written after the earlier ones
-            masks = (columns >= start[:, None]) & (columns < start[:, None] + SPAN)
-            filled = model.infill(list(np.repeat(found, n, axis=0)), list(np.repeat(masks, n, axis=0)), rng)
-            found = best_of(self.rewards["a"], np.stack(filled).reshape(n_texts, n, n_words), n)
-        return list(self.texts(found))
+        masks = ((columns[:, None] >= chosen[:, None]) & (columns[:, None] < chosen[:, None] + SPAN)).any(2)
+        # All spans of a text at once: were each the best of n by itself, half of a text would outdo a whole one.
+        filled = model.infill(list(np.repeat(windows, n, axis=0)), list(np.repeat(masks, n, axis=0)), rng)
+        return list(self.texts(best_of(self.rewards["a"], np.stack(filled).reshape(n_texts, n, n_words), n)))
 
     # -- to score -----------------------------------------------------------------------------------------------------
 
@@ -204,11 +212,11 @@ class _Pen:
 
         def cell(source: str, ids: np.ndarray, attack: str = "none", n: int | None = None) -> Row:
             return {
-                "domain": domain, "source": source, "seen": (domain, source) == SEEN, "aligned": n != 1,
+                "domain": domain, "source": source, "seen": (domain, source) == sizes.seen, "aligned": n != 1,
                 "attack": attack, "n": n, "words": None, "human": human, "llm": self.texts(ids),
             }  # fmt: skip
 
-        doses = [n for n in sizes.doses if domain == DOMAINS[0] or n <= sizes.best_of]
+        doses = [n for n in sorted({*sizes.doses, sizes.best_of}) if domain == DOMAINS[0] or n <= sizes.best_of]
         drawn = self.samples(writers["a"], windows, max(doses), f"cells {domain}")
         for n in doses:
             # The unaligned control is a draw of its own: it is also what best-of-n is compared with, prompt by prompt.
@@ -224,8 +232,9 @@ class _Pen:
         yield cell("vendor_b", best_of(self.rewards["b"], drawn, sizes.best_of))
         yield cell("raft", self.samples(self._raft(domain), windows, 1, f"cells {domain} raft")[:, 0])
         seen = best_of(self.rewards["a"], drawn, sizes.best_of)
-        yield cell(SEEN[1], self._rephrased(seen, writers["b"], domain), "rephrase", n=sizes.best_of)
-        yield cell(SEEN[1], self._swapped(seen, domain), "swap", n=sizes.best_of)
+        source = sizes.seen[1]
+        yield cell(source, self._rephrased(seen, writers["b"], domain), "rephrase", n=sizes.best_of)
+        yield cell(source, self._swapped(seen, domain), "swap", n=sizes.best_of)
 
     def _raft(self, domain: str) -> NGram:
         """A model fitted on best-of-n texts of the first model's own documents."""

@@ -27,6 +27,13 @@ VOCABULARY = ("<unk>", "however", "so", "cat", "a", ".", "?", ",", "(", ")", "["
 IDS = {word: index for index, word in enumerate(VOCABULARY)}
 
 
+def selector(texts: Path) -> Selector:
+    """The reward that picked, as it was written to a base."""
+    found = Selector()
+    found.read(texts)
+    return found
+
+
 def ids(*texts: str) -> np.ndarray:
     return np.array([[IDS[word] for word in text.split()] for text in texts])
 
@@ -150,8 +157,8 @@ def test_selector_gives_the_rewards_that_picked(tmp_path: Path) -> None:
     reward, some = vendor(), drawn(50)
     reward.save(tmp_path / Selector.FILE)
     texts = [" ".join(VOCABULARY[index] for index in row) for row in some]
-    assert Selector().score(texts, tmp_path).tolist() == pytest.approx(reward(some).tolist(), abs=1e-9)
-    assert Selector().score(texts[::-1], tmp_path).tolist() == Selector().score(texts, tmp_path)[::-1].tolist()
+    assert selector(tmp_path).score(texts).tolist() == pytest.approx(reward(some).tolist(), abs=1e-9)
+    assert selector(tmp_path).score(texts[::-1]).tolist() == selector(tmp_path).score(texts)[::-1].tolist()
 
 
 def test_selector_of_the_room_is_linear_in_the_surface_alone(
@@ -165,11 +172,11 @@ def test_selector_of_the_room_is_linear_in_the_surface_alone(
     words = " ".join(word if word in known else "<unk>" for word in text.split())
     surface = Surface(tuple(saved["vocabulary"])).features(ids_of([words]))
     by_hand = float(((surface - saved["mean"]) / saved["scale"] @ np.array(saved["coefficients"]))[0])
-    assert Selector().score([words, words], texts).tolist() == [by_hand, by_hand]
+    assert selector(texts).score([words, words]).tolist() == [by_hand, by_hand]
 
 
 def test_chance_cannot_tell_anything(tmp_path: Path) -> None:
-    human, llm = Chance().score(["a"] * 7, tmp_path), Chance().score(["b c"] * 5, tmp_path)
+    human, llm = Chance().score(["a"] * 7), Chance().score(["b c"] * 5)
     assert placements(human, llm).mean() == 0.5
 
 
@@ -187,7 +194,7 @@ def test_the_best_of_n_beats_a_fresh_draw_n_in_n_plus_one_times(
     prompts = (prompts * 20)[:3000]
     new = writer.sample([prompt for prompt in prompts for _ in range(17)], 32, np.random.default_rng(0))
     whole = np.concatenate([np.repeat(np.stack(prompts), 17, axis=0), new], axis=1)
-    rewards = Selector().score(writer.decode(whole), texts).reshape(3000, 17)
+    rewards = selector(texts).score(writer.decode(whole)).reshape(3000, 17)
     candidates, fresh = rewards[:, :16], rewards[:, 16]
     for n in (1, 2, 4, 16):
         items = wins(candidates[:, :n].max(1), fresh)

@@ -110,7 +110,6 @@ def test_parts_share_few_runs_of_eight_words(corpus: Path) -> None:
     assert np.mean(shared > 0.5) < 0.02
 
 
-@pytest.mark.xfail(strict=True, reason="documents are compared as wholes: long ones may share windows across parts")
 def test_no_window_has_a_near_duplicate_in_another_part(corpus: Path) -> None:
     assert np.max(shared_runs(corpus)) <= 0.5
 
@@ -193,7 +192,6 @@ def test_nothing_is_read_where_the_texts_come_from_elsewhere(build: Build) -> No
     assert not list(folder.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="documents are compared as wholes: long ones may share windows across parts")
 def test_a_window_that_long_texts_share_does_not_cross(build: Build) -> None:
     """Ten windows, each in two texts of ten windows that are otherwise unlike: a tenth of either."""
     shared = [words(WORDS, seed) for seed in range(10)]

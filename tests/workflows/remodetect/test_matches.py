@@ -17,10 +17,10 @@ from methods.remodetect import ReMoDetector
 from rematch.arena import BaseJob, Measurement, Outcome, Task
 from rematch.errors import RematchError
 from workflows.remodetect.arena import Arena
-from workflows.remodetect.entries import text_flops
+from workflows.remodetect.entries import reference_flops
 from workflows.remodetect.likelihoods import Resampling, TokenPasses
 from workflows.remodetect.reward_model import RewardModel, load_detector
-from workflows.remodetect.supervised import Supervised, triplet_flops
+from workflows.remodetect.supervised import Supervised
 from workflows.remodetect.texts import read_cells, read_rows, write_rows
 from workflows.remodetect.trained import ReMoDetect
 
@@ -121,17 +121,16 @@ def test_the_budget_is_what_remodetect_itself_counts(room: Any, texts: Path) -> 
     """Of each triplet four texts are read by the model in training and one by its teacher."""
     detector = load_detector(ReMoDetector(batch_size=8, learning_rate=1e-3), room.build("reward_model")[0], None)
     rows = read_rows(texts, "triplets")[:24]
-    flops = text_flops(detector, [row[side] for row in rows[:8] for side in ("llm", "human")])
-    assert flops.trained == 3 * flops.forward
-    assert triplet_flops(flops) == 13 * flops.forward
     replay = [row["text"] for row in read_rows(texts, "replay")]
+    budget = reference_flops(detector, rows, replay)
+    assert budget == pytest.approx(24 * 13 * detector.pass_cost(replay)(1, 119, backward=False))
     detector.fit([(row["llm"], row["mixed"]["0.5"], row["human"]) for row in rows], replay)
-    assert detector.training_flops_ == 24 * triplet_flops(flops)
+    assert detector.training_flops_ == pytest.approx(budget, rel=1e-9)
 
 
 def test_counting_leaves_no_gradient_behind(room: Any, texts: Path) -> None:
     detector = load_detector(ReMoDetector(), room.build("reward_model")[0], None)
-    text_flops(detector, [row["llm"] for row in read_rows(texts, "triplets")[:4]])
+    detector.pass_cost([row["llm"] for row in read_rows(texts, "triplets")[:4]])
     assert all(parameter.grad is None for parameter in detector.model.parameters())
 
 
@@ -158,7 +157,7 @@ def test_a_budget_buys_the_classifier_epochs_or_pairs(room: Any) -> None:
 
 
 def test_a_budget_beyond_the_texts_is_said(room: Any) -> None:
-    with pytest.raises(RematchError, match="the budget pays for 130 triplets and the base 'texts' holds 100"):
+    with pytest.raises(RematchError, match="pays for 130 triplets and the base 'texts' holds 100"):
         room.play("flops_matched", "bce_pairs", 1.0, n_triplets=60)
 
 
