@@ -30,14 +30,15 @@ class PassCost:
     shared: dict[bool, np.ndarray]
 
     @classmethod
-    def measure(cls, logits: Callable[[dict[str, Tensor]], Any], batch: dict[str, Tensor]) -> PassCost:
-        """Count on cuts of a batch of two texts, the longest that there are.
+    def measure(cls, logits: Callable[[dict[str, Tensor]], Any], batch: dict[str, Tensor], shortest: int) -> PassCost:
+        """Count on cuts of a batch of the two longest texts.
 
         Args:
             logits: gives the model's logits of a batch.
+            shortest: length of the shortest text; where all are as long, one length is all that is counted.
         """
         longest = batch["input_ids"].shape[1]
-        lengths = sorted({max(1, longest // 4), max(1, longest // 2), longest})
+        lengths = sorted({shortest, (shortest + longest) // 2, longest})
 
         def count(n_texts: int, length: int, backward: bool) -> int:
             part = {name: tensor[:n_texts, :length] for name, tensor in batch.items()}

@@ -409,9 +409,10 @@ class TrainedDetector(SequenceDetector):
     _cost: ClassVar[PassCost | None] = None
 
     def pass_cost(self, texts: Sequence[str]) -> PassCost:
-        """The FLOPs of this detector's passes, counted on the two longest of the texts."""
-        longest = sorted(texts, key=lambda text: (len(text), text))[-2:]
-        return PassCost.measure(lambda batch: self._logits(self.model, batch), self.encode(longest))
+        """The FLOPs of this detector's passes over such texts, counted on the two longest of them."""
+        by_words = sorted(set(texts), key=lambda text: (len(text.split()), text))
+        shortest = self.encode(by_words[:1])["input_ids"].shape[1]
+        return PassCost.measure(lambda batch: self._logits(self.model, batch), self.encode(by_words[-2:]), shortest)
 
     def planner(self, cost: PassCost) -> Self:
         """A copy whose ``fit`` trains nothing: it only adds up, in ``training_flops_``, what the same call would cost."""

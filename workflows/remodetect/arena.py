@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from transformers.utils.logging import disable_progress_bar
 
 from baselines.detectors.sequence import TrainedDetector
+from baselines.ngram import NGram
 from rematch.arena import Measurement, Outcome, Task
 from rematch.errors import RematchError
 from rematch.play import Skip
@@ -24,6 +28,7 @@ from workflows.remodetect import evaluation
 from workflows.remodetect.entries import entry_for, reference_flops
 from workflows.remodetect.reward_model import load_detector
 from workflows.remodetect.texts import Cell, read_cells, read_rows
+from workflows.remodetect.trunk import load_trunk, new_trunk
 
 
 @dataclass
@@ -357,7 +362,22 @@ class _Match:
         yield Measurement("flops_with_reward_model", self.entry.train_flops + bases)
 
 
+@torch.no_grad()
 def preload() -> None:
-    """Import what matches need; by name, so that no match depends on ReMoDetect's source unless it is in it."""
-    for module in ("methods.remodetect", "sklearn.linear_model", "sklearn.metrics", "transformers"):
+    """Import what matches need, load kernels, and take the first, slow steps of transformers, on models of no use.
+
+    ReMoDetect by name: an import would make every match, those of baselines too, depend on its source.
+    """
+    for module in ("methods.remodetect", "sklearn.linear_model", "transformers.optimization"):
         importlib.import_module(module)
+    words = NGram.fit([["a", "b", "a"]])
+    ids = words.encode(["a b a"])
+    words.log_probs(ids)
+    words.ranked_tokens(ids)
+    words.infill(ids, [np.array([False, True, False])], np.random.default_rng(0))
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = new_trunk("hashed", [], n_buckets=8, hidden_size=2, mlp_size=2)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        load_trunk(folder)[0](**tokenizer(["a b"]))
