@@ -165,7 +165,12 @@ def qa_loss(model: Any, batch: QABatch, past_key_values: DynamicCache | None = N
     ).logits
     scored = batch.labels_mask[:, 1:]
     # Rows without a label are left out before the softmax, which costs most at large vocabularies.
-    return F.cross_entropy(logits[:, :-1][scored].float(), batch.input_ids[:, 1:][scored])
+    return F.cross_entropy(full_precision(logits[:, :-1][scored]), batch.input_ids[:, 1:][scored])
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits in at least 32 bits, as a softmax over a vocabulary needs them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.no_grad()
@@ -305,10 +310,10 @@ class _Counted:
 
     def __init__(self, model: Any) -> None:
         self.model, self.flops = model, 0.0
-        self._known: dict[tuple[int, int, int, bool], int] = {}
+        self._known: dict[tuple[int, int, bool], int] = {}
 
     def __call__(self, batch: QABatch, backward: bool) -> Tensor:
-        shape = (*batch.input_ids.shape, int(batch.labels_mask.sum()), backward)
+        shape = (*batch.input_ids.shape, backward)
         if shape not in self._known:
             self._known[shape] = count_flops(qa_loss, self.model, batch, backward=backward).total
         self.flops += self._known[shape]

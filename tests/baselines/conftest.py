@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,11 +32,6 @@ WORDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -64,5 +59,9 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def make_lm() -> dict[str, Callable[..., Any]]:
-    return {"gpt2": gpt2, "llama": llama}
+def make_lm() -> Iterator[dict[str, Callable[..., Any]]]:
+    """Makers of language models, which run on one thread while the test lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {"gpt2": gpt2, "llama": llama}
+    torch.set_num_threads(before)

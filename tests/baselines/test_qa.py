@@ -191,18 +191,51 @@ def test_beam_search_without_groups_is_that_of_transformers(kind: str, tokenizer
     assert differs
 
 
+def two_greedy_groups(model: Any, tokenizer: Any, question: str, n_new: int, diversity: float) -> str:
+    """Diverse beam search with two groups of one beam, written out."""
+    ids = tokenizer(question)["input_ids"]
+    texts: list[list[int]] = [[], []]
+    scores, ended = [0.0, 0.0], [False, False]
+    for _ in range(n_new):
+        log_probs = [model(torch.tensor([ids + text])).logits[0, -1].log_softmax(-1) for text in texts]
+        first = 1 if ended[0] else int(log_probs[0].argmax())
+        if not ended[0]:
+            scores[0] += log_probs[0][first].item()
+            texts[0].append(first)
+            ended[0] = first == 1
+            if ended[0]:  # the beam goes on with what comes next best, and that is what the other group avoids
+                log_probs[0][1] = -torch.inf
+                first = int(log_probs[0].argmax())
+        if not ended[1]:
+            log_probs[1][first] -= diversity
+            second = int(log_probs[1].argmax())
+            scores[1] += log_probs[1][second].item()
+            texts[1].append(second)
+            ended[1] = second == 1
+    best = max((0, 1), key=lambda group: scores[group] / len(texts[group]))
+    return tokenizer.decode(texts[best], skip_special_tokens=True).strip()
+
+
 def test_groups_are_pushed_apart(tokenizer: Any, make_lm: Any) -> None:
-    """Two greedy groups: the second may not take the first's token at any step, so that the first's text is the likelier."""
-    model = make_lm["gpt2"](3)
-    plain = generate_answers(model, tokenizer, QUESTIONS, 3)
-    assert generate_answers(model, tokenizer, QUESTIONS, 3, beams=Beams(2, 2, diversity=1e6)) == plain
+    won_by_second = 0
+    for seed in range(12):
+        model = make_lm["gpt2"](seed)
+        expected = [two_greedy_groups(model, tokenizer, question, 4, 0.3) for question in QUESTIONS]
+        assert generate_answers(model, tokenizer, QUESTIONS, 4, beams=Beams(2, 2, diversity=0.3)) == expected
+        won_by_second += expected != generate_answers(model, tokenizer, QUESTIONS, 4)
+    assert won_by_second
+
+
+def test_the_official_search_answers_questions_independently(tokenizer: Any, make_lm: Any) -> None:
+    model = make_lm["llama"](3)
     prefixes = prefix(model, 3)
-    answers = generate_answers(model, tokenizer, QUESTIONS, 5, prefixes=prefixes, beams=OFFICIAL_BEAMS)
-    alone = [
-        generate_answers(model, tokenizer, [q], 5, prefixes=copy_cache(prefixes, slice(i, i + 1)), beams=OFFICIAL_BEAMS)
+    together = generate_answers(model, tokenizer, QUESTIONS, 5, prefixes=prefixes, beams=OFFICIAL_BEAMS)
+    assert together == [
+        generate_answers(
+            model, tokenizer, [q], 5, prefixes=copy_cache(prefixes, slice(i, i + 1)), beams=OFFICIAL_BEAMS
+        )[0]
         for i, q in enumerate(QUESTIONS)
     ]
-    assert [answers[i] for i in range(3)] == [answer[0] for answer in alone]
 
 
 def test_generation_leaves_the_mode_alone(tokenizer: Any, make_lm: Any) -> None:
