@@ -8,12 +8,15 @@ in a memory bank, and what a question finds there steers the model while it answ
     mac.adapt(documents, progress=True)
     mac.answer(["Who won the race?"])
 
-``amortizer``, ``aggregator`` and ``modulation`` hold the networks, ``bank`` the memory, ``training`` the loss's parts and
-the loop, ``model`` the whole.
+``amortizer``, ``aggregator`` and ``modulation`` hold the networks, ``bank`` the memory, ``dropout`` and
+``training`` the meta-training, ``model`` the whole.
 """
 
 from methods.mac.bank import MemoryBank
-from methods.mac.model import MAC, MACConfig
-from methods.mac.training import BackpropDropout, Batch, GradientMask, Recipe, Training, train
+from methods.mac.batches import Batch
+from methods.mac.config import MACConfig
+from methods.mac.dropout import BackpropDropout, GradientMask
+from methods.mac.model import MAC
+from methods.mac.training import Recipe, Training, train
 
 __all__ = ["MAC", "BackpropDropout", "Batch", "GradientMask", "MACConfig", "MemoryBank", "Recipe", "Training", "train"]

@@ -98,10 +98,11 @@ class Aggregator(nn.Module):
         self, width: int, n_blocks: int = 4, n_heads: int = 8, head_dim: int = 96, equal_query_key: bool = False
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(CrossAttentionBlock(width, n_heads, head_dim) for _ in range(n_blocks))
+        blocks = [CrossAttentionBlock(width, n_heads, head_dim) for _ in range(n_blocks)]
         if equal_query_key:
-            for block in self.blocks:
-                block.key.load_state_dict(block.query.state_dict())  # type: ignore[operator,union-attr]
+            for block in blocks:
+                block.key.load_state_dict(block.query.state_dict())
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, z: Tensor, bank: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """Modulations (N, T, d) of questions z (N, T, d).

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, T5EncoderModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
 from methods.mac.token_mlps import TokenMLPs
 from rematch.errors import RematchError, unknown
@@ -45,7 +45,8 @@ class Amortizer(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, length) ids and mask (1 for real tokens, padding on the right) -> (batch, T, d)."""
-        queries = self.queries.to(self.backbone.dtype).expand(len(input_ids), -1, -1)
+        # Repeated, not expanded: the FLOP counter cannot follow a view of a parameter where gradients are off.
+        queries = self.queries.to(self.backbone.dtype).repeat(len(input_ids), 1, 1)
         if self.architecture == "encdec":
             read = self.backbone.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             found = self.backbone.decoder(
@@ -85,23 +86,20 @@ def load_backbone(source: BackboneSource, architecture: Architecture) -> PreTrai
     if architecture not in get_args(Architecture):
         raise unknown("architecture", architecture, get_args(Architecture), "MAC")
     if isinstance(source, PreTrainedModel):
-        state = {name: value.detach() for name, value in source.state_dict().items()}
-        if (body := source.base_model) is not source:  # the body alone: without the head of a language model
-            state = {name: value.detach() for name, value in body.state_dict().items()}
-        model = load_backbone(copy.deepcopy(source.config), architecture).to(dtype=source.dtype)
-        missing = model.load_state_dict(state, strict=False).missing_keys
+        model: Any = load_backbone(source.config, architecture)
+        model.to(source.dtype)
+        # The body alone: a language model's head is of no use here.
+        missing = model.load_state_dict(source.base_model.state_dict(), strict=False).missing_keys
         if missing:
             raise RematchError(f"an encoder of class {type(source).__name__} lacks weights: {', '.join(missing[:3])}")
-        return model.train(source.training)
-    config = source if isinstance(source, PreTrainedConfig) else None
+        return cast(PreTrainedModel, model)
     try:
-        if architecture == "encoder" and (config or _config_of(str(source))).model_type == "t5":
-            cls: Any = T5EncoderModel
-            model = cls(copy.deepcopy(config)) if config else cls.from_pretrained(source, use_safetensors=True)
-        elif config:
-            model = AutoModel.from_config(copy.deepcopy(config))
+        config: Any = AutoConfig.from_pretrained(source) if isinstance(source, str) else copy.deepcopy(source)
+        half = architecture == "encoder" and config.model_type == "t5"
+        if isinstance(source, str):
+            model = (T5EncoderModel if half else AutoModel).from_pretrained(source, use_safetensors=True)
         else:
-            model = AutoModel.from_pretrained(source, use_safetensors=True)
+            model = T5EncoderModel(config) if half else AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise RematchError(f"no encoder can be made of '{source}': {error}") from error
     both = bool(model.config.is_encoder_decoder) and architecture != "encoder"
@@ -109,12 +107,6 @@ def load_backbone(source: BackboneSource, architecture: Architecture) -> PreTrai
         needed = {"encdec": "an encoder-decoder (T5)", "decoder": "a causal decoder (GPT-2)", "encoder": "an encoder"}
         raise RematchError(f"amortizer '{architecture}' needs {needed[architecture]}, not {type(model).__name__}")
     return cast(PreTrainedModel, model)
-
-
-def _config_of(source: str) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source)
 
 
 @torch.no_grad()
@@ -128,7 +120,7 @@ def copy_embeddings(backbone: PreTrainedModel, lm: PreTrainedModel) -> None:
     Raises:
         RematchError: another vocabulary or width.
     """
-    own, other = backbone.get_input_embeddings().weight, lm.get_input_embeddings().weight
+    own, other = (cast(nn.Embedding, model.get_input_embeddings()).weight for model in (backbone, lm))
     if own.shape != other.shape:
         raise RematchError(f"embeddings of {tuple(other.shape)} cannot start an encoder's of {tuple(own.shape)}")
     own.copy_(other * (own.float().std() / other.float().std()).to(other.dtype))

@@ -166,7 +166,7 @@ class MemoryBank:
 
     def _keep(self, rows: list[int]) -> None:
         first = next((k for k, row in enumerate(rows) if k != row), len(rows))  # what stays in place is not moved
-        self._buffer[first : len(rows)] = self._buffer[torch.tensor(rows[first:], device=self.device)]
+        self._buffer[first : len(rows)] = self._buffer[torch.tensor(rows[first:], dtype=torch.long, device=self.device)]
         self.ids = [self.ids[row] for row in rows]
 
     # -- files ----------------------------------------------------------------------------------------------------
@@ -200,9 +200,9 @@ class MemoryBank:
                 n_added = int(file.metadata()["n_added"])
         except (OSError, SafetensorError) as error:
             raise RematchError(f"no memory bank can be read from '{path}': {error}") from error
-        bank = cls(*entries.shape[1:], dtype=entries.dtype, device=device)
+        bank = cls(entries.shape[1], entries.shape[2], entries.dtype, device)
         bank._buffer = entries
-        bank.ids = [tuple(documents) for documents in json.loads(bytes(ids.cpu().tolist()))]
+        bank.ids = [tuple(documents) for documents in json.loads(ids.cpu().numpy().tobytes())]
         bank.n_added = n_added
         return bank
 
@@ -261,6 +261,8 @@ class _Nearest:
 
     def _compare(self, entries: Tensor, rows: Tensor, symmetric: bool) -> None:
         """Find the nearest of ``rows`` anew; ``symmetric``: they may also have become the nearest of others."""
+        if not len(rows):
+            return
         for part in rows.split(max(1, _COMPARED_AT_ONCE // max(1, len(entries)))):
             similarity = self._similarity(entries, part)
             self.value[part], self.index[part] = similarity.max(dim=1)

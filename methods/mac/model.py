@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -19,67 +19,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.decoding import GREEDY, Beams
-from baselines.qa import MAX_ANSWER, MAX_LENGTH, QABatch, QAPair, encode_pairs, generate_answers, qa_loss
+from baselines.qa import QABatch, QAPair, encode_pairs, generate_answers, qa_loss
 from methods.mac.aggregator import Aggregator
-from methods.mac.amortizer import Amortizer, Architecture, BackboneSource, copy_embeddings, load_backbone
+from methods.mac.amortizer import Amortizer, BackboneSource, copy_embeddings, load_backbone
 from methods.mac.bank import MemoryBank, Policy, read_notes
+from methods.mac.batches import Batch, encode_texts
+from methods.mac.config import MACConfig
+from methods.mac.dropout import GradientMask, amortize_in_parts
+from methods.mac.loading import load_lm, load_tokenizer
 from methods.mac.modulation import LoRAModulation, PrefixModulation
-from methods.mac.training import Batch, GradientMask, amortize_in_parts, encode_texts
+from methods.mac.progress import progress_bar
 from rematch.errors import RematchError, unknown
 
 SETTINGS, WEIGHTS = "mac.json", "mac.safetensors"
-
-
-@dataclass(frozen=True)
-class MACConfig:
-    """Sizes and switches; the defaults are the paper's.
-
-    Attributes:
-        n_tokens: T, vectors of a document (24; 12 for DistilGPT2).
-        n_blocks, n_heads, head_dim: of the aggregator.
-        n_prefix: P, prefix positions in every layer (modulation ``prefix``).
-        lora_rank: of the changes of queries and values (modulation ``lora``).
-        expansion_width: hidden width of the MLPs that make prefixes or LoRA factors.
-        amortizer: architecture of both encoders; ``encoder`` and ``decoder`` are table 7's.
-        aggregate: ``none`` takes one entry of the bank as it is, which the caller names: an oracle.
-        modulation: what the aggregated memory becomes; ``lora`` is table 4's.
-        equal_query_key: see ``Aggregator``.
-        lm_dropout: whether the frozen language model's own dropout is on in training (official code).
-        max_document: tokens read of a document.
-        max_length, max_answer: of question and answer, and of the answer alone; see ``baselines.qa``.
-    """
-
-    n_tokens: int = 24
-    n_blocks: int = 4
-    n_heads: int = 8
-    head_dim: int = 96
-    n_prefix: int = 2
-    lora_rank: int = 4
-    expansion_width: int = 768
-    amortizer: Architecture = "encdec"
-    aggregate: Literal["attention", "none"] = "attention"
-    modulation: Literal["prefix", "lora"] = "prefix"
-    equal_query_key: bool = False
-    lm_dropout: bool = True
-    max_document: int = 512
-    max_length: int = MAX_LENGTH
-    max_answer: int = MAX_ANSWER
-
-    def __post_init__(self) -> None:
-        if self.aggregate not in ("attention", "none"):
-            raise unknown("aggregate", self.aggregate, ("attention", "none"), "MAC")
-        if self.modulation not in ("prefix", "lora"):
-            raise unknown("modulation", self.modulation, ("prefix", "lora"), "MAC")
 
 
 class MAC(nn.Module):
@@ -112,8 +67,9 @@ class MAC(nn.Module):
         self.question_encoder: Amortizer | None = None
         self.aggregator: Aggregator | None = None
         if config.aggregate == "attention":
-            assert question_encoder is not None
-            self.question_encoder = Amortizer(question_encoder, config.amortizer, config.n_tokens, width)
+            self.question_encoder = Amortizer(
+                cast(PreTrainedModel, question_encoder), config.amortizer, config.n_tokens, width
+            )
             self.aggregator = Aggregator(
                 width, config.n_blocks, config.n_heads, config.head_dim, config.equal_query_key
             )
@@ -156,20 +112,15 @@ class MAC(nn.Module):
         settings = MACConfig(**config)
         if embeddings not in ("own", "lm"):
             raise unknown("embeddings", embeddings, ("own", "lm"), "MAC")
-        if isinstance(lm, str):
-            lm, tokenizer = load_lm(lm), tokenizer or load_tokenizer(lm)
-        if tokenizer is None:
-            raise RematchError("MAC.from_lm: give the language model's tokenizer with it")
+        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer)
         asked = encoder if question_encoder is None else question_encoder
-        backbone, backbones = load_backbone(encoder, settings.amortizer), []
-        backbones.append(backbone)
-        question_backbone = None
+        backbone, question_backbone = load_backbone(encoder, settings.amortizer), None
         if settings.aggregate == "attention":
             question_backbone = load_backbone(asked, settings.amortizer)
-            backbones.append(question_backbone)
         if embeddings == "lm":
-            for each in backbones:
-                copy_embeddings(each, lm)
+            for each in (backbone, question_backbone):
+                if each is not None:
+                    copy_embeddings(each, lm)
         document_tokenizer = encoder_tokenizer or (load_tokenizer(encoder) if isinstance(encoder, str) else tokenizer)
         if question_tokenizer is None:
             question_tokenizer = load_tokenizer(asked) if isinstance(asked, str) else document_tokenizer
@@ -180,6 +131,13 @@ class MAC(nn.Module):
         super().train(mode)
         if not self.config.lm_dropout:
             self.lm.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As of every module (``to``, ``double``, ...); a bank that is still empty follows."""
+        super()._apply(fn, recurse)
+        if "bank" in self.__dict__ and not len(self.bank):
+            self.bank = self.new_bank()
         return self
 
     def networks(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -223,6 +181,8 @@ class MAC(nn.Module):
             batch = batch.asking_about(mask.asks.to(batch.gold.device))
         bank = amortize_in_parts(self.amortizer, batch, mask)
         if self.aggregator is None or self.question_encoder is None:
+            if twice:
+                raise RematchError("MAC with aggregate='none' aggregates nothing, let alone twice: hierarchy_aware = 0")
             phi = bank[batch.gold]
         else:
             z = self.question_encoder(batch.questions, batch.questions_mask)
@@ -302,7 +262,7 @@ class MAC(nn.Module):
                 self.bank.save(checkpoint, notes)
 
         n_saved, total = n_done, len(docs) if isinstance(docs, Sequence) else None
-        with _bar(progress, total, n_done) as advance, self._inference():
+        with progress_bar(progress, total, n_done) as advance, self._inference():
             while texts := list(islice(stream, batch_size)):
                 names = None if ids is None else ids[n_done : n_done + len(texts)]
                 entries = self.amortize(texts)
@@ -389,8 +349,7 @@ class MAC(nn.Module):
             for first in range(0, len(questions), batch_size):
                 weights: list[Tensor] = []
                 z = self.ask(questions[first : first + batch_size])
-                assert self.aggregator is not None
-                self.aggregator(z, entries, weights)
+                cast(Aggregator, self.aggregator)(z, entries, weights)
                 found.append(
                     torch.stack([w.unflatten(-1, (len(entries), -1)).sum(-1).mean((1, 2)) for w in weights], 1)
                 )
@@ -502,17 +461,18 @@ class MAC(nn.Module):
         lm = lm or settings["lm"]
         if not lm:
             raise RematchError(f"'{folder}' does not say where its language model is: pass lm=...")
-        if isinstance(lm, str):
-            lm, tokenizer = load_lm(lm), tokenizer or load_tokenizer(lm)
-        if tokenizer is None:
-            raise RematchError("MAC.from_pretrained: give the language model's tokenizer with it")
+        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer)
         config = MACConfig(**settings["config"])
-        backbones = [
-            None if saved is None else load_backbone(AutoConfig.for_model(**saved), config.amortizer)
-            for saved in (settings["encoder"], settings["question_encoder"])
-        ]
-        tokenizers = [load_tokenizer(str(folder / name)) for name in ("encoder_tokenizer", "question_tokenizer")]
-        mac = cls(lm, tokenizer, cast(PreTrainedModel, backbones[0]), backbones[1], *tokenizers, config)
+        question = settings["question_encoder"]
+        mac = cls(
+            lm,
+            tokenizer,
+            load_backbone(AutoConfig.for_model(**settings["encoder"]), config.amortizer),
+            None if question is None else load_backbone(AutoConfig.for_model(**question), config.amortizer),
+            load_tokenizer(str(folder / "encoder_tokenizer")),
+            load_tokenizer(str(folder / "question_tokenizer")),
+            config,
+        )
         for name, parameter in mac.networks():
             if name not in weights or weights[name].shape != parameter.shape:
                 raise RematchError(f"'{folder}' has no fitting weights for {name}: is this the right language model?")
@@ -521,45 +481,16 @@ class MAC(nn.Module):
         return mac
 
 
-def load_lm(source: str) -> PreTrainedModel:
-    """A causal language model by its id or folder.
-
-    Raises:
-        RematchError: it cannot be loaded.
-    """
-    try:
-        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise RematchError(f"no language model can be loaded from '{source}': {error}") from error
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by its id or folder.
-
-    Raises:
-        RematchError: it cannot be loaded.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise RematchError(f"no tokenizer can be loaded from '{source}': {error}") from error
+def _lm_and_tokenizer(
+    lm: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(lm, str):
+        return load_lm(lm), tokenizer or load_tokenizer(lm)
+    if tokenizer is None:
+        raise RematchError("MAC: give the language model's tokenizer with the language model")
+    return lm, tokenizer
 
 
 def _update(digest: Any, text: str) -> None:
     data = text.encode("utf-8", "surrogatepass")
     digest.update(len(data).to_bytes(8, "little") + data)
-
-
-@contextlib.contextmanager
-def _bar(show: bool, total: int | None, done: int) -> Iterator[Any]:
-    """A function that advances a progress bar on standard error."""
-    if not show:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("documents"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        task = bar.add_task("documents", total=total, completed=done)
-        yield lambda n: bar.advance(task, n)

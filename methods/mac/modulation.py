@@ -6,8 +6,8 @@ Prefixes are P-tuning v2's: P extra keys and values in every layer. In the paper
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Expansion(nn.Module):
         d_hidden: of the MLPs, 768 in the paper.
         d_out: of the target tokens.
     """
+
+    source: Tensor
 
     def __init__(self, n_tokens: int, n_targets: int, width: int, d_hidden: int, d_out: int) -> None:
         super().__init__()
@@ -112,29 +114,24 @@ class LoRAModulation(nn.Module):
     def steer(self, lm: PreTrainedModel, phi: Tensor) -> Iterator[None]:
         """Change ``lm`` for as long as the block runs. Rows of a larger batch (beams) belong to questions in order."""
         factors, handles = self(phi).to(lm.dtype), []
-
-        def change(x: Tensor, layer: int, which: int) -> Tensor:
-            a, b = factors[layer, which, 0, ..., : self.d_in], factors[layer, which, 1, ..., : self.widths[which]]
-            a, b = (f.repeat_interleave(len(x) // len(f), dim=0) for f in (a, b))
-            return x @ a.transpose(1, 2) @ b / self.d_in
-
         for layer, maps in enumerate(query_value_maps(lm)):
-            for module, which, start in maps:
-
-                def hook(
-                    _: Any, args: Any, y: Tensor, layer: int = layer, which: tuple[int, ...] = which, start: Any = start
-                ) -> Tensor:
-                    for m, first in zip(which, start, strict=True):
-                        delta = change(args[0], layer, m)
-                        y = y + F.pad(delta, (first, y.shape[-1] - first - delta.shape[-1]))
-                    return y
-
-                handles.append(module.register_forward_hook(hook))
+            for which, (module, first) in enumerate(maps):
+                a = factors[layer, which, 0, ..., : self.d_in]
+                b = factors[layer, which, 1, ..., : self.widths[which]]
+                handles.append(module.register_forward_hook(functools.partial(_add_low_rank, a, b, first)))
         try:
             yield None
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _add_low_rank(a: Tensor, b: Tensor, first: int, module: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
+    """y (rows, n, out) with x A^T B / d added to its columns from ``first`` on; a and b are (N, rank, width)."""
+    x = args[0]
+    a, b = (factor.repeat_interleave(len(x) // len(factor), dim=0) for factor in (a, b))
+    delta = x @ a.transpose(1, 2) @ b / x.shape[-1]
+    return y + F.pad(delta, (first, y.shape[-1] - first - delta.shape[-1]))
 
 
 def key_value_heads(config: PreTrainedConfig) -> tuple[int, int]:
@@ -144,24 +141,21 @@ def key_value_heads(config: PreTrainedConfig) -> tuple[int, int]:
     return int(getattr(config, "num_key_value_heads", None) or n_heads), int(head_dim)
 
 
-def query_value_maps(lm: PreTrainedModel) -> list[list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]]]:
-    """For every layer the modules that make queries and values: module, which maps (0, 1) it holds, where each starts.
+def query_value_maps(lm: PreTrainedModel) -> list[tuple[tuple[nn.Module, int], tuple[nn.Module, int]]]:
+    """For every layer the modules that make queries and values, each with the column at which these start.
 
     Raises:
         RematchError: a language model whose maps are not known.
     """
-    n_layers, found = int(lm.config.num_hidden_layers), []
-    named = dict(lm.named_modules())
-    fused = [module for name, module in named.items() if name.endswith(".attn.c_attn")]
+    n_layers, named = int(lm.config.num_hidden_layers), dict(lm.named_modules())
+    fused, queries, values = (
+        [module for name, module in named.items() if name.endswith(end)]
+        for end in (".attn.c_attn", ".q_proj", ".v_proj")
+    )
     if len(fused) == n_layers:  # GPT-2: queries, keys and values side by side
-        width = int(lm.config.hidden_size)
-        return [[(module, (0, 1), (0, 2 * width))] for module in fused]
-    queries = [module for name, module in named.items() if name.endswith(".q_proj")]
-    values = [module for name, module in named.items() if name.endswith(".v_proj")]
+        return [((module, 0), (module, 2 * int(lm.config.hidden_size))) for module in fused]
     if len(queries) == len(values) == n_layers:
-        for query, value in zip(queries, values, strict=True):
-            found.append([(query, (0,), (0,)), (value, (1,), (0,))])
-        return found
+        return [((query, 0), (value, 0)) for query, value in zip(queries, values, strict=True)]
     raise RematchError(
         f"LoRA modulations know the attention of GPT-2 (c_attn) and Llama (q_proj, v_proj), not {type(lm).__name__}'s"
     )

@@ -1,7 +1,7 @@
-"""Meta-training: batches, back-propagation dropout, and the loop.
+"""Meta-training: a step's documents are its memory, and the answers' likelihood is the only loss.
 
-A step's documents are its memory: every question of the batch is answered from all of them, so that each document is a
-distractor for the others' questions (section 3.3 of the paper).
+Every question of a batch is answered from all of its documents, so that each document is a distractor for the others'
+questions (section 3.1 of the paper; optimisation after the official code).
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
 from baselines.next_token import window_order
-from baselines.qa import QABatch, QAPair
+from baselines.qa import QAPair
+from methods.mac.batches import Batch
+from methods.mac.dropout import BackpropDropout, GradientMask
 from rematch.errors import RematchError
 from rematch.flops import count_flops
 
@@ -30,141 +31,6 @@ if TYPE_CHECKING:
 
 Example = tuple[str, Sequence[QAPair]]
 """A document and the questions that it answers, at least one."""
-
-PADDED_TO = 8
-"""Texts are padded to a multiple of this: few shapes, so few FLOP counts."""
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (n, length) int64, padded on the right; a text is read up to ``max_length`` tokens.
-
-    Raises:
-        RematchError: no text, or one without tokens.
-    """
-    if not texts:
-        raise RematchError("there are no texts to encode")
-    rows = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    for text, row in zip(texts, rows, strict=True):
-        if not row:
-            raise RematchError(f"a text has no tokens: {text!r}")
-    longest = -(-max(map(len, rows)) // PADDED_TO) * PADDED_TO
-    padding = tokenizer.pad_token_id or 0  # masked wherever it stands
-    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, (torch.arange(longest) < lengths[:, None]).long()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The documents and questions of one step.
-
-    Attributes:
-        documents, documents_mask: (K, length), of the amortizer's tokenizer.
-        questions, questions_mask: (N, length), of the question encoder's tokenizer.
-        qa: the same N questions with their answers, of the language model's tokenizer.
-        gold: (N,), which document each question is about.
-    """
-
-    documents: Tensor
-    documents_mask: Tensor
-    questions: Tensor
-    questions_mask: Tensor
-    qa: QABatch
-    gold: Tensor
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        return Batch(
-            *(t.to(device) for t in (self.documents, self.documents_mask, self.questions, self.questions_mask)),
-            self.qa.to(device),
-            self.gold.to(device),
-        )
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of documents and of questions with answers, without padding."""
-        return int(self.documents_mask.sum() + self.qa.attention_mask.sum())
-
-    def asking_about(self, documents: Tensor) -> Batch:
-        """The same documents with only those questions that are about ``documents`` (K,) bool."""
-        rows = documents[self.gold]
-        qa = QABatch(self.qa.input_ids[rows], self.qa.attention_mask[rows], self.qa.labels_mask[rows])
-        questions = self.questions[rows], self.questions_mask[rows]
-        return Batch(self.documents, self.documents_mask, *questions, qa, self.gold[rows])
-
-
-# -- back-propagation dropout -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GradientMask:
-    """Which documents of a step carry a gradient into the amortizer.
-
-    Attributes:
-        carries: (K,) bool.
-        asks: (K,) bool, the documents whose questions enter the loss; None for all.
-        scale: what the gradient into the amortizer is multiplied by.
-    """
-
-    carries: Tensor
-    asks: Tensor | None = None
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class BackpropDropout:
-    """Amortize only some documents of a step with gradient; the others cost no memory for backward.
-
-    Attributes:
-        p: share of the documents without gradient, 0 <= p < 1. p = 1 - 1/K leaves one with gradient.
-        mode: ``prefix`` (official code): the first (1 - p) K documents carry gradient, and only their questions enter the
-            loss; the others are distractors. The official code makes the batch 1 / (1 - p) times as large, so that as many
-            questions are asked as without: give the step as many more documents. ``bernoulli`` (text): each document is
-            without gradient with probability p, independently; all questions enter the loss.
-        rescale: divide the amortizer's gradient by the share with gradient. Without (paper and official code) its
-            expectation is (1 - p) times the full gradient's; the other networks' gradients are exact either way.
-    """
-
-    p: float = 0.0
-    mode: Literal["prefix", "bernoulli"] = "prefix"
-    rescale: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.p < 1:
-            raise RematchError(f"bp_dropout: p must lie in [0, 1), not {self.p}")
-        if self.mode not in ("prefix", "bernoulli"):
-            raise RematchError(f"bp_dropout: mode must be prefix or bernoulli, not {self.mode!r}")
-
-    def draw(self, n_documents: int, generator: torch.Generator | None = None) -> GradientMask | None:
-        """The mask of a step with K documents; None for none (p = 0)."""
-        if self.p == 0:
-            return None
-        if self.mode == "bernoulli":
-            carries = torch.rand(n_documents, generator=generator) >= self.p
-            return GradientMask(carries, scale=1 / (1 - self.p) if self.rescale else 1.0)
-        n = max(1, round((1 - self.p) * n_documents))
-        carries = torch.arange(n_documents) < n
-        return GradientMask(carries, asks=carries, scale=n_documents / n if self.rescale else 1.0)
-
-
-def amortize_in_parts(amortize: Callable[[Tensor, Tensor], Tensor], batch: Batch, mask: GradientMask | None) -> Tensor:
-    """Entries (K, T, d) of a batch's documents, those outside the mask under stop-gradient."""
-    if mask is None:
-        return amortize(batch.documents, batch.documents_mask)
-    carries = mask.carries.to(batch.documents.device)
-    parts = []
-    for rows, graded in ((carries.nonzero().flatten(), True), ((~carries).nonzero().flatten(), False)):
-        if len(rows):
-            with torch.set_grad_enabled(graded and torch.is_grad_enabled()):
-                part = amortize(batch.documents[rows], batch.documents_mask[rows])
-            if graded and mask.scale != 1 and part.requires_grad:
-                part.register_hook(lambda gradient: gradient * mask.scale)
-            parts.append((rows, part))
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    return torch.cat([part for _, part in parts])[order]
-
-
-# -- the loop ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,6 +60,14 @@ class Recipe:
     dropout: BackpropDropout = field(default_factory=BackpropDropout)
     hierarchy_aware: float = 0.0
     checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.documents, int) and 0 not in dict(self.documents):
+            raise RematchError(
+                "Recipe: documents that grow are ((0, K), (step, K), ...): say how many there are at step 0"
+            )
+        if not 0 <= self.hierarchy_aware <= 1:
+            raise RematchError(f"Recipe: hierarchy_aware is a probability, not {self.hierarchy_aware}")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
