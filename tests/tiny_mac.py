@@ -78,9 +78,10 @@ def texts(n: int, shortest: int = 4, longest: int = 14, seed: int = 0) -> list[s
     return [" ".join(f"w{i}" for i in rng.integers(0, N_WORDS, length)) for length in lengths]
 
 
-def examples(n: int, n_pairs: int = 2, seed: int = 0) -> list[tuple[str, list[QAPair]]]:
-    """Documents with questions whose answers are one or two words."""
-    questions = texts(n * n_pairs, 3, 5, seed + 1)
-    answers = texts(n * n_pairs, 1, 2, seed + 2)
+def examples(n: int, n_pairs: int = 2, seed: int = 0, uniform: bool = False) -> list[tuple[str, list[QAPair]]]:
+    """Documents with questions whose answers are one or two words; ``uniform``: documents and questions of one length."""
+    questions = texts(n * n_pairs, 4 if uniform else 3, 4 if uniform else 5, seed + 1)
+    answers = texts(n * n_pairs, 2 if uniform else 1, 2, seed + 2)
     pairs = [QAPair(*both) for both in zip(questions, answers, strict=True)]
-    return [(text, pairs[i * n_pairs : (i + 1) * n_pairs]) for i, text in enumerate(texts(n, seed=seed))]
+    documents = texts(n, 8 if uniform else 4, 8 if uniform else 14, seed)
+    return [(text, pairs[i * n_pairs : (i + 1) * n_pairs]) for i, text in enumerate(documents)]
