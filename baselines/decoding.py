@@ -222,9 +222,8 @@ class _Search:
         eos: int,
     ) -> list[tuple[float, int, int]]:
         """Candidates, best first: ended texts into the group, the others back, as many as beams: (score, beam, token)."""
-        if (
-            group.done
-        ):  # it pads with ends of text, from which later groups are pushed away (as in the official evaluation)
+        if group.done:
+            # It goes on with ends of text, from which later groups are pushed away, as in the official evaluation.
             return [(0.0, beam, eos) for beam in range(self.size)]
         kept: list[tuple[float, int, int]] = []
         for rank, (value, index) in enumerate(zip(values, flat, strict=True)):

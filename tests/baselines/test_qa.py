@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from baselines.decoding import OFFICIAL_BEAMS, Beams, copy_cache, positions
+from baselines.decoding import OFFICIAL_BEAMS, Beams, _Search, copy_cache, positions
 from baselines.qa import (
     QAPair,
     em_prefix,
@@ -224,6 +225,40 @@ def test_groups_are_pushed_apart(tokenizer: Any, make_lm: Any) -> None:
         assert generate_answers(model, tokenizer, QUESTIONS, 4, beams=Beams(2, 2, diversity=0.3)) == expected
         won_by_second += expected != generate_answers(model, tokenizer, QUESTIONS, 4)
     assert won_by_second
+
+
+class Chain:
+    """A language model for which only the last token matters, given as the probabilities of what follows it."""
+
+    def __init__(self, follows: dict[int, dict[int, float]]) -> None:
+        self.logits = torch.full((6, 6), -30.0)
+        for token, probabilities in follows.items():
+            for after, probability in probabilities.items():
+                self.logits[token, after] = math.log(probability)
+
+    def select(self, rows: torch.Tensor) -> None:
+        pass
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.logits[tokens]
+
+
+def test_an_end_that_is_not_among_the_best_does_not_count() -> None:
+    """Two beams: after two steps "2 4" (0.312) leads "2 end" (0.288) and "3 end" (0.28), of which only the first is kept.
+
+    So the search goes on, to "2 4 end" with the best mean: ln 0.312 / 3 over ln 0.288 / 2.
+    """
+    chain: Any = Chain({0: {2: 0.6, 3: 0.4}, 2: {1: 0.48, 4: 0.52}, 3: {1: 0.7, 5: 0.3}, 4: {1: 1.0}, 5: {5: 1.0}})
+    assert _Search(Beams(2))(chain, chain(torch.tensor([0])), 5, 1) == [[2, 4]]
+    assert _Search(Beams(2))(chain, chain(torch.tensor([0])), 2, 1) == [[2, 4]]  # no room for the end
+    assert _Search(Beams(2))(chain, chain(torch.tensor([3])), 5, 1) == [[]]
+
+
+def test_every_earlier_beam_pushes() -> None:
+    """Three greedy groups: the first two begin with 2, the third, pushed twice, with 3, which turns out best."""
+    chain: Any = Chain({0: {2: 0.6, 3: 0.38}, 2: {1: 0.5, 4: 0.5}, 3: {1: 1.0}, 4: {1: 1.0}})
+    assert _Search(Beams(3, 3, diversity=0.3))(chain, chain(torch.tensor([0])), 5, 1) == [[3]]
+    assert _Search(Beams(2, 2, diversity=0.3))(chain, chain(torch.tensor([0])), 5, 1) == [[2]]
 
 
 def test_the_official_search_answers_questions_independently(tokenizer: Any, make_lm: Any) -> None:
