@@ -261,6 +261,14 @@ def test_every_earlier_beam_pushes() -> None:
     assert _Search(Beams(2, 2, diversity=0.3))(chain, chain(torch.tensor([0])), 5, 1) == [[2]]
 
 
+def test_a_group_that_is_done_stays_so_while_another_goes_on() -> None:
+    """The first group ends with "2 end" (mean ln 0.3 / 2), though "2 4 end" (ln 0.24 / 3) would be better."""
+    chain: Any = Chain(
+        {0: {2: 0.6, 3: 0.4}, 2: {1: 0.5, 4: 0.4}, 3: {3: 0.5, 5: 0.5}, 4: {1: 1.0}, 5: {3: 0.5, 5: 0.5}}
+    )
+    assert _Search(Beams(2, 2, diversity=5.0))(chain, chain(torch.tensor([0])), 4, 1) == [[2]]
+
+
 def test_the_official_search_answers_questions_independently(tokenizer: Any, make_lm: Any) -> None:
     model = make_lm["llama"](3)
     prefixes = prefix(model, 3)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from baselines.online.camels import MetaBatch, MetaRecipe, WeightNet, meta_train, outer_loss
 from baselines.online.documents import Document
 from baselines.online.finetuning import online_finetune, weighted_loss
-from baselines.qa import QABatch, QAPair, encode_pairs
+from baselines.qa import QABatch, QAPair, encode_pairs, qa_loss
 from rematch.errors import RematchError
 
 VOCABULARY = 18
@@ -188,6 +188,27 @@ def test_the_language_model_stays_and_the_anchor_holds_it(lm: Any, batch: MetaBa
     assert loss.item() == pytest.approx(qa.item() + 2 * anchor.item())
 
 
+def test_the_divergence_is_from_before_to_after_over_the_tokens(lm: Any, batch: MetaBatch) -> None:
+    with sdpa_kernel(SDPBackend.MATH):
+        updated, _, anchor = outer_loss(WeightNet.from_lm(lm), lm, parameters(lm), batch, MetaRecipe(0.5))[1:]
+    after = copy.deepcopy(lm)
+    after.load_state_dict(updated, strict=False)
+    total = 0.0
+    for ids, mask in zip(batch.anchor_ids, batch.anchor_mask, strict=True):
+        row = ids[None, : int(mask.sum())]
+        old, new = (model.eval()(row).logits.log_softmax(-1) for model in (lm, after))
+        total += torch.nn.functional.kl_div(new, old, log_target=True, reduction="sum").item()
+    assert anchor.item() == pytest.approx(total / batch.anchor_mask.sum().item(), rel=1e-4)
+    assert anchor.item() > 1e-3
+
+
+def test_dropout_is_off_where_the_result_is_judged(make_lm: Any, batch: MetaBatch) -> None:
+    lm = make_lm["gpt2"]()
+    with sdpa_kernel(SDPBackend.MATH):
+        qa = outer_loss(WeightNet.from_lm(lm), lm, parameters(lm), batch, MetaRecipe(inner_learning_rate=0.0))[2]
+    assert qa.item() == pytest.approx(qa_loss(lm.eval(), batch.qa).item(), rel=1e-5)
+
+
 def test_updates_are_kept_from_batch_to_batch_until_the_reset(lm: Any, batch: MetaBatch) -> None:
     recipe = MetaRecipe(inner_learning_rate=0.5, learning_rate=0.0, accumulation=1, reset_every=2)
     losses = meta_train(WeightNet.from_lm(lm), lm, [batch] * 5, recipe).qa_losses
@@ -195,9 +216,11 @@ def test_updates_are_kept_from_batch_to_batch_until_the_reset(lm: Any, batch: Me
     assert len(set(meta_train(WeightNet.from_lm(lm), lm, [batch] * 3, replace(recipe, reset_every=3)).qa_losses)) == 3
 
 
-def test_accumulation_and_the_rest(lm: Any, batch: MetaBatch) -> None:
+def test_accumulation_and_the_rest(lm: Any, batch: MetaBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same batch k times, from the same state, is one step on it; batches left over make a step of their own."""
-    nets, steps = [], []
+    nets, steps, norms = [], [], []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: norms.append(clip(*args).item()))
     for n_batches, accumulation in ((1, 1), (4, 4), (6, 4)):
         torch.manual_seed(7)
         net = WeightNet.from_lm(lm)
@@ -205,6 +228,7 @@ def test_accumulation_and_the_rest(lm: Any, batch: MetaBatch) -> None:
         steps.append(meta_train(net, lm, [batch] * n_batches, recipe).steps)
         nets.append(net.out.weight.detach().clone())
     assert steps == [1, 1, 2]
+    assert norms[:3] == pytest.approx([norms[0]] * 3, rel=1e-4)
     torch.testing.assert_close(nets[0], nets[1], rtol=1e-3, atol=1e-5)
     assert not torch.allclose(nets[1], nets[2])
     assert meta_train(WeightNet.from_lm(lm), lm, []).steps == 0

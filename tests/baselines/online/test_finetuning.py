@@ -117,6 +117,16 @@ def test_in_parts_and_again_bit_for_bit_with_dropout(make_lm: Any) -> None:
     assert not same(tuned[0], tuned[2])  # dropout is on, and of its own seed
 
 
+def test_every_step_draws_its_own_dropout(make_lm: Any) -> None:
+    finetuner = OnlineFinetuner(make_lm["gpt2"](), uniform, 0.0)
+    norms: list[float] = []
+    finetuner.parameters[0].register_hook(lambda gradient: norms.append(gradient.norm().item()))
+    finetuner.adapt(documents()[:1])
+    del norms[:]  # counting asks for the gradient too
+    finetuner.adapt(documents()[:1] * 3)
+    assert len(set(norms)) == 3
+
+
 def test_epochs_go_on_with_the_same_optimizer(make_lm: Any) -> None:
     twice, longer = make_lm["llama"](), make_lm["llama"]()
     cost = online_finetune(twice, documents(), uniform, 1e-2, epochs=2)

@@ -37,6 +37,8 @@ def test_search() -> None:
     assert found[:, 0].tolist() == [1, 0, 2, 0, 0, 0]
     assert found[1].tolist() == [0, 3, 1]  # ties: the earlier document first
     assert found[3].tolist() == found[4].tolist() == found[5].tolist() == [0, 1, 2]
+    many = BM25(DOCUMENTS[:2] * 40)
+    assert many.search(["anna"], 80).tolist() == [[*range(0, 80, 2), *range(1, 80, 2)]]
     assert index.search(["anna"], 99).shape == (1, 4)
     assert index.search([], 2).shape == (0, 2)
 
