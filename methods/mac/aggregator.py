@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from rematch.errors import RematchError
 
-SCORES_AT_ONCE = 2**22
-"""Attention scores computed at a time where no gradient is needed: bounds memory, whatever the bank's size."""
+ROWS_AT_ONCE = 2**12
+"""Rows of the bank that are projected at a time where no gradient is needed: bounds memory, whatever the bank's size."""
 
-ROWS_AT_ONCE = 2**14
-"""Rows of the bank projected at a time where no gradient is needed, at most."""
+SCORES_AT_ONCE = 2**18
+"""Attention scores computed at a time in such a part: as many as stay in the cache."""
 
 
 class CrossAttentionBlock(nn.Module):
@@ -50,7 +50,7 @@ class CrossAttentionBlock(nn.Module):
             scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_dim)
             weights.append(scores.softmax(-1))
             attended = weights[-1] @ value
-        elif torch.is_grad_enabled() or self._rows_at_once(query) >= memory.shape[1]:
+        elif torch.is_grad_enabled() or memory.shape[1] <= ROWS_AT_ONCE:
             attended = F.scaled_dot_product_attention(query, *self._key_value(memory, z))
         else:
             attended = self._streamed(query, memory, z)
@@ -64,12 +64,9 @@ class CrossAttentionBlock(nn.Module):
         normed = self.memory_norm(memory.to(like))
         return self._heads(self.key(normed)), self._heads(self.value(normed))
 
-    def _rows_at_once(self, query: Tensor) -> int:
-        return min(ROWS_AT_ONCE, max(64, SCORES_AT_ONCE // math.prod(query.shape[:-1])))
-
     def _streamed(self, query: Tensor, memory: Tensor, like: Tensor) -> Tensor:
         """Attention over the memory part by part, with a running softmax: no copy or projection of the whole bank."""
-        step = self._rows_at_once(query)
+        step = min(ROWS_AT_ONCE, max(64, SCORES_AT_ONCE // math.prod(query.shape[:-1])))
         top = query.new_full((*query.shape[:-1], 1), -math.inf)
         total, mixed = torch.zeros_like(top), torch.zeros_like(query)
         for start in range(0, memory.shape[1], step):

@@ -194,7 +194,7 @@ def test_random_averages_are_of_two() -> None:
 
 def test_unknown_limits() -> None:
     with pytest.raises(RematchError, match="Did you mean 'nearest_average'"):
-        filled(2).limit(1, "nearest_averages")  # type: ignore[arg-type]
+        filled(2).limit(1, "nearest_averages")
     with pytest.raises(RematchError, match="at least 1 entry"):
         filled(2).limit(0, "random_prune")
 

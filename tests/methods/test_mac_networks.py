@@ -149,7 +149,7 @@ def reference(aggregator: Aggregator, z: Tensor, memory: Tensor) -> Tensor:
     rows = []
     for question in z:
         for block in aggregator.blocks:
-            question = reference_block(block, question, memory.flatten(0, 1))  # type: ignore[arg-type]
+            question = reference_block(block, question, memory.flatten(0, 1))
         rows.append(question)
     return torch.stack(rows)
 
@@ -227,11 +227,13 @@ def test_attention_in_parts_equals_attention_at_once(
     bank = torch.randn(50, 3, 6, dtype=torch.float64) * 20  # large scores: the running maximum matters
     bank = bank if shared else torch.stack([bank] * 5)
     whole = aggregator(z, bank)
-    seen = []
-    monkeypatch.setattr(CrossAttentionBlock, "_rows_at_once", lambda self, query: seen.append(1) or 64)
+    sizes: list[int] = []
+    for block in aggregator.blocks:
+        block.key.register_forward_hook(lambda module, args, out: sizes.append(args[0].shape[1]))
+    monkeypatch.setattr(aggregation, "ROWS_AT_ONCE", 64)
     with torch.no_grad():
         torch.testing.assert_close(aggregator(z, bank), whole)
-    assert len(seen) == 6  # three blocks, asked once to choose and once to cut: 64 of 150 rows at a time
+    assert sizes == [64, 64, 22] * 3
 
 
 def test_a_large_bank_is_read_in_parts(z: Tensor) -> None:
@@ -313,7 +315,7 @@ def test_flops_of_aggregation(aggregator: Aggregator, z: Tensor, monkeypatch: py
     count = count_flops(aggregator, z, bank).forward
     assert count == formula(12)
     with torch.no_grad():
-        monkeypatch.setattr(CrossAttentionBlock, "_rows_at_once", lambda self, query: 7)
+        monkeypatch.setattr(aggregation, "ROWS_AT_ONCE", 7)
         assert count_flops(aggregator, z, bank).forward == count
     monkeypatch.undo()
     top = blocks * (
@@ -400,7 +402,7 @@ def test_a_folder_is_loaded(tmp_path: Any) -> None:
     source = T5Model(t5())
     source.save_pretrained(tmp_path)
     for architecture in ("encdec", "encoder"):
-        loaded: Any = load_backbone(str(tmp_path), architecture)  # type: ignore[arg-type]
+        loaded: Any = load_backbone(str(tmp_path), architecture)
         assert torch.equal(loaded.encoder.block[0].layer[0].SelfAttention.q.weight, source.encoder.block[0].layer[0].SelfAttention.q.weight)  # fmt: skip
 
 
