@@ -1,7 +1,7 @@
 """Questions to modulations: cross-attention of each question's vectors over all vectors of the memory bank.
 
 Nothing tells documents or positions apart but their content, so the result does not depend on the order of the bank
-(section 3.2 of the paper; layers after the official code).
+(the paper's aggregation network; layers after the official code).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Aggregator(nn.Module):
         """Modulations (N, T, d) by aggregating groups of the bank's entries, then groups of the results, and so on.
 
         ``while len(bank) > M: bank = [aggregate(z, group) for each M of the bank]``, then once more over what is left;
-        each question has results of its own. A group is M *documents* (section 3.3 of the paper says tokens; the
+        each question has results of its own. A group is M *documents* (the paper's text says tokens; the
         official code groups documents, but loops over the wrong length and so sees only the first of them). Results are
         computed depth first: besides the bank no more than M of them are held at each height.
 

@@ -1,7 +1,7 @@
 """Texts to a few vectors each: the amortization network for documents, and the same design for questions.
 
 A transformer reads the text, T learned vectors ask it, and one MLP per vector maps what they found to the width of the
-frozen language model (section 3.1 of the paper; layers after the official code).
+frozen language model (the paper's amortization network; layers after the official code).
 """
 
 from __future__ import annotations

@@ -217,7 +217,9 @@ def read_notes(path: str | Path) -> dict[str, str]:
 class _Nearest:
     """Every entry's most similar other entry, kept up to date while entries come and are averaged.
 
-    Holds O(K) numbers, never the K x K similarities. Rows that were averaged into another are dead until ``compact``.
+    An entry knows those that were there when it came or was last averaged; later ones know it. So the best of all is the
+    nearest pair. Holds O(K) numbers, never the K x K similarities. Rows that were averaged into another are dead until
+    ``compact``.
     """
 
     def __init__(self, buffer: Tensor) -> None:
@@ -234,7 +236,7 @@ class _Nearest:
         self.value = torch.cat([self.value, self.value.new_full((n - known,), -math.inf)])
         self.index = torch.cat([self.index, new])
         self.alive = torch.cat([self.alive, torch.ones_like(new, dtype=torch.bool)])
-        self._compare(entries, new, symmetric=True)
+        self._compare(entries, new)
 
     def pair(self) -> tuple[int, int]:
         """The two most similar live rows, the earlier one first."""
@@ -248,9 +250,8 @@ class _Nearest:
         self.value[j] = -math.inf
         self.norm[i] = entries[i].float().norm().clamp(min=1e-30)
         stale = self.alive & ((self.index == i) | (self.index == j))
-        stale[i] = False
-        self._compare(entries, torch.tensor([i], device=entries.device), symmetric=True)
-        self._compare(entries, stale.nonzero().flatten(), symmetric=False)
+        stale[i] = True
+        self._compare(entries, stale.nonzero().flatten())
 
     def compact(self) -> None:
         """Forget dead rows."""
@@ -259,17 +260,12 @@ class _Nearest:
         self.index = renumbered[self.index[self.alive]]
         self.alive = self.alive[self.alive]
 
-    def _compare(self, entries: Tensor, rows: Tensor, symmetric: bool) -> None:
-        """Find the nearest of ``rows`` anew; ``symmetric``: they may also have become the nearest of others."""
+    def _compare(self, entries: Tensor, rows: Tensor) -> None:
+        """Find the nearest of ``rows`` anew."""
         if not len(rows):
             return
-        for part in rows.split(max(1, _COMPARED_AT_ONCE // max(1, len(entries)))):
-            similarity = self._similarity(entries, part)
-            self.value[part], self.index[part] = similarity.max(dim=1)
-            if symmetric:
-                best, of = similarity.max(dim=0)
-                nearer = (best > self.value) & self.alive
-                self.value[nearer], self.index[nearer] = best[nearer], part[of[nearer]]
+        for part in rows.split(max(1, _COMPARED_AT_ONCE // len(entries))):
+            self.value[part], self.index[part] = self._similarity(entries, part).max(dim=1)
 
     def _similarity(self, entries: Tensor, rows: Tensor) -> Tensor:
         """Cosines of rows with all entries, (len(rows), K); -inf with themselves and with dead ones."""

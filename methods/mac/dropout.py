@@ -1,4 +1,4 @@
-"""Back-propagation dropout: only some documents of a step carry a gradient (section 3.3 of the paper).
+"""Back-propagation dropout: only some documents of a step carry a gradient (the paper's memory saver for training).
 
 The others are amortized without keeping anything for the backward pass, so that a step's memory can hold more documents.
 """

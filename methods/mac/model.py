@@ -179,6 +179,8 @@ class MAC(nn.Module):
         """
         if mask is not None and mask.asks is not None:
             batch = batch.asking_about(mask.asks.to(batch.gold.device))
+            if not len(batch.gold):
+                raise RematchError("bp_dropout: none of the documents that carry a gradient has a question")
         bank = amortize_in_parts(self.amortizer, batch, mask)
         if self.aggregator is None or self.question_encoder is None:
             if twice:

@@ -1,7 +1,7 @@
 """Meta-training: a step's documents are its memory, and the answers' likelihood is the only loss.
 
 Every question of a batch is answered from all of its documents, so that each document is a distractor for the others'
-questions (section 3.1 of the paper; optimisation after the official code).
+questions (the paper's objective; optimisation after the official code).
 """
 
 from __future__ import annotations

@@ -200,6 +200,10 @@ def test_only_the_first_documents_questions_are_asked_in_prefix_mode(mac: MAC) -
     phi = mac.aggregate(QUESTIONS[:2], mac.amortize(DOCS))
     loss = mac(batch, GradientMask(first, asks=first))
     torch.testing.assert_close(loss, mac.qa_loss(phi, encode_pairs(tokenizer(), PAIRS[0])))
+    # A document without questions is a distractor like any other, but it cannot be all that is asked about.
+    mac.loss(DOCS, [[], *PAIRS[1:]])
+    with pytest.raises(RematchError, match="has a question"):
+        mac.loss(DOCS, [[], *PAIRS[1:]], GradientMask(first, asks=first))
 
 
 def test_documents_without_gradient_keep_nothing_for_the_backward_pass(mac: MAC) -> None:
