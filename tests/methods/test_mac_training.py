@@ -11,6 +11,7 @@ import torch
 from tiny_mac import examples, t5, tiny_mac
 from torch import Tensor
 
+from baselines.next_token import window_order
 from methods.mac import MAC, BackpropDropout, Recipe, Training, train
 from rematch.errors import RematchError
 from rematch.flops import count_flops
@@ -134,6 +135,20 @@ def test_a_seed_gives_the_same_run_bit_for_bit() -> None:
     assert not same(weights(first), weights(other))
 
 
+def test_a_steps_loss_and_gradient_are_the_means_over_its_batches() -> None:
+    mac, run = trained(encoder_dropout=0.0, steps=1, accumulation=2, documents=2, clip=1e9)
+    plain = tiny_mac(encoder=t5(), double=False)
+    order = window_order(len(EXAMPLES), 4, 0)
+    batches = [[EXAMPLES[i] for i in order[:2]], [EXAMPLES[i] for i in order[2:]]]
+    losses = [plain.loss([text for text, _ in batch], [pairs for _, pairs in batch]) for batch in batches]
+    assert run.losses == pytest.approx([(losses[0] + losses[1]).item() / 2])
+    (sum(losses) / 2).backward()
+    gradient = dict(plain.networks())["aggregator.blocks.0.query.weight"].grad
+    assert gradient is not None
+    moved = weights(mac)["aggregator.blocks.0.query.weight"] - weights(plain)["aggregator.blocks.0.query.weight"]
+    torch.testing.assert_close(moved, -1e-2 * gradient / (gradient.abs() + 1e-8))  # Adam's first step
+
+
 @pytest.mark.parametrize(
     "switch",
     [
@@ -177,7 +192,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("after", [4, 5])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(after: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "steps": 8, "documents": ((0, 2), (3, 3)), "learning_rate": 1e-2, "hierarchy_aware": 0.5, "checkpoint_every": 2,
+        "steps": 6, "documents": ((0, 2), (3, 3)), "learning_rate": 1e-2, "hierarchy_aware": 0.5, "checkpoint_every": 2,
         "dropout": BackpropDropout(0.5, "bernoulli"),
     }  # fmt: skip
 
