@@ -1,0 +1,37 @@
+"""Ways to keep a language model up to date with a stream of documents that change its weights or its input.
+
+Online fine-tuning with three weightings of the tokens (Uniform, Salient Spans, CaMeLS), and retrieval by BM25.
+"""
+
+from baselines.online.camels import MetaBatch, MetaRecipe, MetaTraining, WeightNet, meta_train
+from baselines.online.documents import Document, EntitySpans, encode_documents, stream_order
+from baselines.online.finetuning import (
+    AdaptationCost,
+    OnlineFinetuner,
+    online_finetune,
+    salient,
+    uniform,
+    weighted_loss,
+)
+from baselines.online.retrieval import BM25, prepend, with_documents
+
+__all__ = [
+    "BM25",
+    "AdaptationCost",
+    "Document",
+    "EntitySpans",
+    "MetaBatch",
+    "MetaRecipe",
+    "MetaTraining",
+    "OnlineFinetuner",
+    "WeightNet",
+    "encode_documents",
+    "meta_train",
+    "online_finetune",
+    "prepend",
+    "salient",
+    "stream_order",
+    "uniform",
+    "weighted_loss",
+    "with_documents",
+]

@@ -1,0 +1,52 @@
+"""MAC's sizes and switches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from baselines.qa import MAX_ANSWER, MAX_LENGTH
+from methods.mac.amortizer import Architecture
+from rematch.errors import unknown
+
+
+@dataclass(frozen=True)
+class MACConfig:
+    """Sizes and switches; the defaults are the paper's.
+
+    Attributes:
+        n_tokens: T, vectors of a document (24; 12 for DistilGPT2).
+        n_blocks, n_heads, head_dim: of the aggregator.
+        n_prefix: P, prefix positions in every layer (modulation ``prefix``).
+        lora_rank: of the changes of queries and values (modulation ``lora``).
+        expansion_width: hidden width of the MLPs that make prefixes or LoRA factors.
+        amortizer: architecture of both encoders; ``encoder`` and ``decoder`` are table 7's.
+        aggregate: ``none`` takes one entry of the bank as it is, which the caller names: an oracle.
+        modulation: what the aggregated memory becomes; ``lora`` is table 4's.
+        equal_query_key: see ``Aggregator``.
+        lm_dropout: whether the frozen language model's own dropout is on in training (official code).
+        max_document: tokens read of a document.
+        max_length, max_answer: of question and answer, and of the answer alone; see ``baselines.qa``.
+    """
+
+    n_tokens: int = 24
+    n_blocks: int = 4
+    n_heads: int = 8
+    head_dim: int = 96
+    n_prefix: int = 2
+    lora_rank: int = 4
+    expansion_width: int = 768
+    amortizer: Architecture = "encdec"
+    aggregate: Literal["attention", "none"] = "attention"
+    modulation: Literal["prefix", "lora"] = "prefix"
+    equal_query_key: bool = False
+    lm_dropout: bool = True
+    max_document: int = 512
+    max_length: int = MAX_LENGTH
+    max_answer: int = MAX_ANSWER
+
+    def __post_init__(self) -> None:
+        if self.aggregate not in ("attention", "none"):
+            raise unknown("aggregate", self.aggregate, ("attention", "none"), "MAC")
+        if self.modulation not in ("prefix", "lora"):
+            raise unknown("modulation", self.modulation, ("prefix", "lora"), "MAC")

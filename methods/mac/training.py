@@ -1,0 +1,243 @@
+"""Meta-training: a step's documents are its memory, and the answers' likelihood is the only loss.
+
+Every question of a batch is answered from all of its documents, so that each document is a distractor for the others'
+questions (the paper's objective; optimisation after the official code).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from baselines.next_token import window_order
+from baselines.qa import QAPair
+from methods.mac.batches import Batch
+from methods.mac.dropout import BackpropDropout, GradientMask
+from rematch.errors import RematchError
+from rematch.flops import count_flops
+
+if TYPE_CHECKING:
+    from methods.mac.model import MAC
+
+Example = tuple[str, Sequence[QAPair]]
+"""A document and the questions that it answers, at least one."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How MAC is meta-trained: Adam without weight decay, warm-up, then a constant rate (official code).
+
+    Attributes:
+        steps: optimizer steps.
+        documents: K, documents of a step, distractors of back-propagation dropout included; or ((from step, K), ...) to
+            let it grow, which the paper does not.
+        learning_rate: 1e-5 in the paper, 1e-4 for DistilGPT2.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        clip: largest norm of the gradient.
+        accumulation: batches of K documents in a step.
+        dropout: back-propagation dropout.
+        hierarchy_aware: probability that a batch's modulations are aggregated a second time, as if they were the memory
+            (official code only).
+        checkpoint_every: steps between checkpoints, 0 for none.
+    """
+
+    steps: int
+    documents: int | Sequence[tuple[int, int]]
+    learning_rate: float
+    warmup: float = 0.01
+    clip: float = 100.0
+    accumulation: int = 1
+    dropout: BackpropDropout = field(default_factory=BackpropDropout)
+    hierarchy_aware: float = 0.0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.documents, int) and 0 not in dict(self.documents):
+            raise RematchError(
+                "Recipe: documents that grow are ((0, K), (step, K), ...): say how many there are at step 0"
+            )
+        if not 0 <= self.hierarchy_aware <= 1:
+            raise RematchError(f"Recipe: hierarchy_aware is a probability, not {self.hierarchy_aware}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, round(self.warmup * self.steps)))
+
+    def documents_at(self, step: int) -> int:
+        """K of a step, counted from 0."""
+        if isinstance(self.documents, int):
+            return self.documents
+        return [k for start, k in sorted(self.documents) if start <= step][-1]
+
+    def n_documents(self, until: int | None = None) -> int:
+        """Documents of the first ``until`` steps, of all where None."""
+        return (
+            sum(self.documents_at(step) for step in range(self.steps if until is None else until)) * self.accumulation
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run cost and how it went.
+
+    Attributes:
+        flops: counted floating-point operations, forward and backward.
+        documents, questions: read, repeats included.
+        tokens: of these documents, and of these questions with their answers.
+        losses: of each step that this call ran, in nats a token.
+    """
+
+    flops: float
+    documents: int
+    questions: int
+    tokens: int
+    losses: list[float]
+
+    @property
+    def final_loss(self) -> float:
+        """The mean over the last tenth of the steps."""
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return sum(tail) / len(tail) if tail else math.nan
+
+
+def train(
+    mac: MAC,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    after_step: Callable[[int, float], None] | None = None,
+) -> Training:
+    """Train in place; the model is left in eval mode and its language model as it was.
+
+    Args:
+        seed: of the order of the examples (every pass over them is a new permutation) and of all draws. Dropout, if any,
+            draws from torch's own generator, which is seeded with it.
+        checkpoint: a folder from which an interrupted run is resumed, and into which checkpoints are written.
+        after_step: called with the number of steps done and the loss of the last one.
+    """
+    order = window_order(len(examples), recipe.n_documents(), seed)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    networks = dict(mac.networks())
+    optimizer = torch.optim.Adam(networks.values(), lr=recipe.learning_rate, fused=True)
+    state = _State()
+    if checkpoint:
+        state = _resume(checkpoint, networks, optimizer, generator)
+    drawn = recipe.n_documents(state.step)
+    known: dict[tuple[int, ...], int] = {}
+    began, losses, first = time.perf_counter(), [], state.step
+    mac.train()
+
+    for step in range(state.step, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step)
+        k, total = recipe.documents_at(step), 0.0
+        for _ in range(recipe.accumulation):
+            chosen = [examples[i] for i in order[drawn : drawn + k]]
+            drawn += k
+            batch = mac.encode([document for document, _ in chosen], [pairs for _, pairs in chosen])
+            mask = recipe.dropout.draw(k, generator)
+            twice = recipe.hierarchy_aware > 0 and torch.rand((), generator=generator).item() < recipe.hierarchy_aware
+            asked = batch if mask is None or mask.asks is None else batch.asking_about(mask.asks.to(batch.gold.device))
+            state.flops += _flops(mac, asked, mask, twice, known)
+            state.documents, state.questions = state.documents + k, state.questions + len(asked.gold)
+            state.tokens += asked.n_tokens
+            loss = mac(batch, mask, twice) / recipe.accumulation
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(networks.values(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+        state.step = done = step + 1
+        if done % max(1, recipe.steps // 10) == 0:
+            recent = losses[-max(1, recipe.steps // 10) :]
+            pace = (time.perf_counter() - began) / (done - first)
+            print(
+                f"step {done}/{recipe.steps}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
+                flush=True,
+            )
+        if checkpoint and recipe.checkpoint_every and done % recipe.checkpoint_every == 0 and done < recipe.steps:
+            _save(checkpoint, networks, optimizer, generator, state)
+        if after_step:
+            training = mac.training
+            after_step(done, total)
+            mac.train(training)
+    mac.eval()
+    return Training(float(state.flops), state.documents, state.questions, state.tokens, losses)
+
+
+def _flops(mac: MAC, batch: Batch, mask: GradientMask | None, twice: bool, known: dict[tuple[int, ...], int]) -> int:
+    """FLOPs of a step, counted once a shape."""
+    n_graded = len(batch.documents) if mask is None else int(mask.carries.sum())
+    key = (*batch.documents.shape, *batch.questions.shape, *batch.qa.input_ids.shape, n_graded, int(twice))
+    if key not in known:
+        known[key] = count_flops(mac, batch, mask, twice, backward=True).total
+    return known[key]
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _State:
+    """How far a run has come."""
+
+    step: int = 0
+    flops: int = 0
+    documents: int = 0
+    questions: int = 0
+    tokens: int = 0
+
+
+def _save(
+    folder: Path,
+    networks: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    state: _State,
+) -> None:
+    """One file, put in place in one step: a run that is killed while it saves resumes from the checkpoint before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in networks.items()}
+    for name, parameter in networks.items():
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    tensors |= {"random.torch": torch.get_rng_state(), "random.draws": generator.get_state()}
+    temporary = folder / "checkpoint.tmp"
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()}, temporary, {"state": json.dumps(vars(state))}
+    )
+    temporary.replace(folder / "checkpoint.safetensors")
+
+
+def _resume(
+    folder: Path, networks: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> _State:
+    """Load the last checkpoint, if there is one."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return _State()
+    with safe_open(path, "pt") as file:
+        state = _State(**json.loads(file.metadata()["state"]))
+    tensors = load_file(path)
+    for name, parameter in networks.items():
+        parameter.data.copy_(tensors[f"model.{name}"])
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
+        optimizer.state[parameter] = {
+            key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" else parameter.device) for key in keys
+        }
+    torch.set_rng_state(tensors["random.torch"])
+    generator.set_state(tensors["random.draws"])
+    print(f"resumed at step {state.step}", flush=True)
+    return state

@@ -1,0 +1,218 @@
+"""MAC's meta-training: back-propagation dropout's draws, the recipe, the loop, its costs, and interrupted runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_mac import examples, t5, tiny_mac
+from torch import Tensor
+
+from baselines.next_token import window_order
+from methods.mac import MAC, BackpropDropout, Recipe, Training, train
+from rematch.errors import RematchError
+from rematch.flops import count_flops
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+EXAMPLES = examples(12, uniform=True)  # one shape, so that FLOPs are counted once
+
+
+def weights(mac: MAC) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in mac.networks()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def trained(seed: int = 0, encoder_dropout: float = 0.1, **recipe: Any) -> tuple[MAC, Training]:
+    """A run of 8 steps."""
+    mac = tiny_mac(encoder=t5(dropout=encoder_dropout), double=False)
+    settings: dict[str, Any] = {"steps": 8, "documents": 4, "learning_rate": 1e-2, **recipe}
+    return mac, train(mac, EXAMPLES, Recipe(**settings), seed)
+
+
+# -- back-propagation dropout -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p", "k", "n"), [(0.75, 16, 4), (0.5, 3, 2), (0.25, 8, 6), (1 - 1 / 16, 16, 1), (0.9, 4, 1)])
+def test_prefix_mode_takes_the_first_documents(p: float, k: int, n: int) -> None:
+    mask = BackpropDropout(p).draw(k)
+    assert mask is not None
+    assert mask.carries.tolist() == [True] * n + [False] * (k - n)
+    assert mask.asks is mask.carries
+    assert mask.scale == 1
+    rescaled = BackpropDropout(p, rescale=True).draw(k)
+    assert rescaled is not None
+    assert rescaled.scale == k / n
+
+
+def test_bernoulli_mode_draws_each_document() -> None:
+    dropout = BackpropDropout(0.75, "bernoulli")
+    mask = dropout.draw(20_000, torch.Generator().manual_seed(0))
+    assert mask is not None
+    assert mask.carries.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert mask.asks is None
+    assert mask.scale == 1
+    again, other = (dropout.draw(20_000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert again is not None
+    assert other is not None
+    assert torch.equal(mask.carries, again.carries)
+    assert not torch.equal(mask.carries, other.carries)
+    rescaled = BackpropDropout(0.75, "bernoulli", rescale=True).draw(4)
+    assert rescaled is not None
+    assert rescaled.scale == 4
+
+
+def test_without_dropout_there_is_no_mask() -> None:
+    assert BackpropDropout().draw(4) is None
+    assert BackpropDropout(0.0, "bernoulli", True).draw(4) is None
+    plain, zero = trained()[0], trained(dropout=BackpropDropout(0.0, "bernoulli", rescale=True))[0]
+    assert same(weights(plain), weights(zero))
+
+
+@pytest.mark.parametrize(
+    ("p", "mode", "message"),
+    [(1.0, "prefix", "must lie in"), (-0.1, "prefix", "must lie in"), (0.5, "prefixes", "Did you mean 'prefix'")],
+)
+def test_impossible_dropout(p: float, mode: Any, message: str) -> None:
+    with pytest.raises(RematchError, match=message):
+        BackpropDropout(p, mode)
+
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_and_stays() -> None:
+    recipe = Recipe(steps=1000, documents=4, learning_rate=1e-3)
+    assert [recipe.learning_rate_at(step) for step in (0, 4, 9, 10, 999)] == pytest.approx(
+        [1e-4, 5e-4, 1e-3, 1e-3, 1e-3]
+    )
+    assert Recipe(steps=10, documents=4, learning_rate=1.0).learning_rate_at(0) == 1.0
+
+
+def test_documents_may_grow() -> None:
+    recipe = Recipe(steps=10, documents=((4, 8), (0, 2)), learning_rate=1.0, accumulation=3)
+    assert [recipe.documents_at(step) for step in (0, 3, 4, 9)] == [2, 2, 8, 8]
+    assert recipe.n_documents() == 3 * (4 * 2 + 6 * 8)
+    assert recipe.n_documents(5) == 3 * (4 * 2 + 8)
+    with pytest.raises(RematchError, match="at step 0"):
+        Recipe(steps=10, documents=((4, 8),), learning_rate=1.0)
+    with pytest.raises(RematchError, match="a probability, not 2"):
+        Recipe(steps=10, documents=4, learning_rate=1.0, hierarchy_aware=2)
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_fits() -> None:
+    mac = tiny_mac(double=False)
+    seen: list[tuple[int, float]] = []
+    training = train(
+        mac, EXAMPLES[:4], Recipe(60, 4, 1e-2, clip=1.0), seed=0, after_step=lambda n, loss: seen.append((n, loss))
+    )
+    assert training.final_loss < 0.5 * training.losses[0]
+    assert [loss for _, loss in seen] == training.losses
+    assert [n for n, _ in seen] == list(range(1, 61))
+    assert not mac.training
+
+
+def test_a_seed_gives_the_same_run_bit_for_bit() -> None:
+    (first, run), (second, again), (other, _) = trained(0), trained(0), trained(1)
+    assert same(weights(first), weights(second))
+    assert run == again
+    assert not same(weights(first), weights(other))
+
+
+def test_a_steps_loss_and_gradient_are_the_means_over_its_batches() -> None:
+    mac, run = trained(encoder_dropout=0.0, steps=1, accumulation=2, documents=2, clip=1e9)
+    plain = tiny_mac(encoder=t5(), double=False)
+    order = window_order(len(EXAMPLES), 4, 0)
+    batches = [[EXAMPLES[i] for i in order[:2]], [EXAMPLES[i] for i in order[2:]]]
+    losses = [plain.loss([text for text, _ in batch], [pairs for _, pairs in batch]) for batch in batches]
+    assert run.losses == pytest.approx([(losses[0] + losses[1]).item() / 2])
+    (sum(losses) / 2).backward()
+    gradient = dict(plain.networks())["aggregator.blocks.0.query.weight"].grad
+    assert gradient is not None
+    moved = weights(mac)["aggregator.blocks.0.query.weight"] - weights(plain)["aggregator.blocks.0.query.weight"]
+    torch.testing.assert_close(moved, -1e-2 * gradient / (gradient.abs() + 1e-8))  # Adam's first step
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"dropout": BackpropDropout(0.5)},
+        {"dropout": BackpropDropout(0.5, "bernoulli")},
+        {"dropout": BackpropDropout(0.5, "bernoulli", rescale=True)},
+        {"dropout": BackpropDropout(0.5, rescale=True)},
+        {"hierarchy_aware": 0.5},
+        {"accumulation": 2},
+        {"warmup": 0.9},
+        {"clip": 1e-3},
+        {"documents": ((0, 4), (2, 2))},
+    ],
+)
+def test_no_switch_is_dead(switch: dict[str, Any]) -> None:
+    changed, plain = trained(encoder_dropout=0.0, **switch)[0], trained(encoder_dropout=0.0)[0]
+    assert not same(weights(changed), weights(plain))
+
+
+def test_what_a_run_read_and_cost() -> None:
+    _, training = trained(steps=3)
+    assert (training.documents, training.questions) == (12, 24)  # the twelve examples, once each
+    assert training.tokens == sum(
+        len(text.split()) + sum(len(pair.question.split()) + len(pair.answer.split()) + 1 for pair in pairs)
+        for text, pairs in EXAMPLES
+    )
+    assert len(training.losses) == 3
+    mac, texts, pairs = tiny_mac(double=False), [text for text, _ in EXAMPLES], [pairs for _, pairs in EXAMPLES]
+    step = count_flops(mac, mac.encode(texts, pairs), backward=True).total
+    _, whole = trained(steps=5, documents=12)
+    assert whole.flops == 5 * step
+    _, dropped = trained(steps=5, documents=12, dropout=BackpropDropout(0.75))
+    assert dropped.questions == 5 * 3 * 2
+    assert dropped.flops < 0.6 * whole.flops
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [4, 5])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(after: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "steps": 6, "documents": ((0, 2), (3, 3)), "learning_rate": 1e-2, "hierarchy_aware": 0.5, "checkpoint_every": 2,
+        "dropout": BackpropDropout(0.5, "bernoulli"),
+    }  # fmt: skip
+
+    def new() -> MAC:
+        return tiny_mac(encoder=t5(dropout=0.1), double=False)
+
+    whole = new()
+    run = train(whole, EXAMPLES, Recipe(**options), 3)
+
+    def kill(n: int, loss: float) -> None:
+        if n == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(new(), EXAMPLES, Recipe(**options), 3, tmp_path, kill)
+    resumed = new()
+    again = train(resumed, EXAMPLES, Recipe(**options), 3, tmp_path)
+    assert same(weights(whole), weights(resumed))
+    assert again.losses == run.losses[4:]
+    assert (again.flops, again.documents, again.questions, again.tokens) == (
+        run.flops, run.documents, run.questions, run.tokens,
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

@@ -1,0 +1,1 @@
+"""MAC against online fine-tuning: the room of the paper."""
