@@ -42,7 +42,7 @@ RELATIONS = {
     "home": Relation(
         "where does {name} live ?",
         tuple(
-            "lisbon oslo cairo lima quito hanoi tunis riga delhi seoul accra dakar minsk perth turin bergen".split()
+            ["lisbon", "oslo", "cairo", "lima", "quito", "hanoi", "tunis", "riga", "delhi", "seoul", "accra", "dakar", "minsk", "perth", "turin", "bergen"]
         ),
         ("{name} lives in {value} .", "the home of {name} is in {value} .", "{name} has moved to {value} .",
          "these days you find {name} in {value} ."),
@@ -50,7 +50,7 @@ RELATIONS = {
     "work": Relation(
         "what is the job of {name} ?",
         tuple(
-            "baker pilot nurse judge farmer tailor miner painter lawyer cook sailor smith clerk actor guide mason".split()
+            ["baker", "pilot", "nurse", "judge", "farmer", "tailor", "miner", "painter", "lawyer", "cook", "sailor", "smith", "clerk", "actor", "guide", "mason"]
         ),
         ("{name} works as a {value} .", "the job of {name} is {value} .", "{name} became a {value} .",
          "people know {name} as a {value} ."),
@@ -58,7 +58,7 @@ RELATIONS = {
     "food": Relation(
         "what does {name} eat ?",
         tuple(
-            "rice bread soup fish beans cheese eggs pears plums dates figs corn nuts lamb leeks honey".split()
+            ["rice", "bread", "soup", "fish", "beans", "cheese", "eggs", "pears", "plums", "dates", "figs", "corn", "nuts", "lamb", "leeks", "honey"]
         ),
         ("{name} eats {value} .", "the meal of {name} is {value} .", "{name} only wants {value} .",
          "at the table {name} asks for {value} ."),
@@ -66,7 +66,7 @@ RELATIONS = {
     "music": Relation(
         "what does {name} play ?",
         tuple(
-            "violin flute drums harp cello organ banjo lute piano trumpet guitar oboe tuba horn zither bells".split()
+            ["violin", "flute", "drums", "harp", "cello", "organ", "banjo", "lute", "piano", "trumpet", "guitar", "oboe", "tuba", "horn", "zither", "bells"]
         ),
         ("{name} plays the {value} .", "the instrument of {name} is the {value} .", "{name} has learned the {value} .",
          "one hears {name} on the {value} ."),
