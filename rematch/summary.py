@@ -239,6 +239,8 @@ def reported_text(card: Card, axis: str, contender: str, metric: str) -> str:
     Of more rows than can be read at a glance, their mean and range. A dagger marks what the card has a caveat for.
     """
     rows = [row for row in card.reported if _is_of(row, axis, contender, metric)]
+    # An average over other rows would count twice.
+    rows = [row for row in rows if row["dataset"] != "average"] or rows
     mark = " †" if any(_caveats_of(card, row) for row in rows) else ""
     if len(rows) > FEW:
         values = [float(row["value"]) for row in rows]

@@ -11,7 +11,22 @@ gap, and a replay penalty keeps the reward model what it was::
 training texts; ``python -m methods.remodetect`` scores a file.
 """
 
-from methods.remodetect.detector import ReMoDetector
-from methods.remodetect.loss import OFFICIAL, PAPER, LossWeights, remodetect_loss
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ReMoDetector": "detector",
+    "OFFICIAL": "loss",
+    "PAPER": "loss",
+    "LossWeights": "loss",
+    "remodetect_loss": "loss",
+}
 
 __all__ = ["OFFICIAL", "PAPER", "LossWeights", "ReMoDetector", "remodetect_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: whoever needs the cleaning alone does not depend on the loss."""
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

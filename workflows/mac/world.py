@@ -41,33 +41,25 @@ def _pairs(first: str, second: str) -> tuple[str, ...]:
 RELATIONS = {
     "home": Relation(
         "where does {name} live ?",
-        tuple(
-            ["lisbon", "oslo", "cairo", "lima", "quito", "hanoi", "tunis", "riga", "delhi", "seoul", "accra", "dakar", "minsk", "perth", "turin", "bergen"]
-        ),
+        ("lisbon", "oslo", "cairo", "lima", "quito", "hanoi", "tunis", "riga", "delhi", "seoul", "accra", "dakar", "minsk", "perth", "turin", "bergen"),
         ("{name} lives in {value} .", "the home of {name} is in {value} .", "{name} has moved to {value} .",
          "these days you find {name} in {value} ."),
     ),
     "work": Relation(
         "what is the job of {name} ?",
-        tuple(
-            ["baker", "pilot", "nurse", "judge", "farmer", "tailor", "miner", "painter", "lawyer", "cook", "sailor", "smith", "clerk", "actor", "guide", "mason"]
-        ),
+        ("baker", "pilot", "nurse", "judge", "farmer", "tailor", "miner", "painter", "lawyer", "cook", "sailor", "smith", "clerk", "actor", "guide", "mason"),
         ("{name} works as a {value} .", "the job of {name} is {value} .", "{name} became a {value} .",
          "people know {name} as a {value} ."),
     ),
     "food": Relation(
         "what does {name} eat ?",
-        tuple(
-            ["rice", "bread", "soup", "fish", "beans", "cheese", "eggs", "pears", "plums", "dates", "figs", "corn", "nuts", "lamb", "leeks", "honey"]
-        ),
+        ("rice", "bread", "soup", "fish", "beans", "cheese", "eggs", "pears", "plums", "dates", "figs", "corn", "nuts", "lamb", "leeks", "honey"),
         ("{name} eats {value} .", "the meal of {name} is {value} .", "{name} only wants {value} .",
          "at the table {name} asks for {value} ."),
     ),
     "music": Relation(
         "what does {name} play ?",
-        tuple(
-            ["violin", "flute", "drums", "harp", "cello", "organ", "banjo", "lute", "piano", "trumpet", "guitar", "oboe", "tuba", "horn", "zither", "bells"]
-        ),
+        ("violin", "flute", "drums", "harp", "cello", "organ", "banjo", "lute", "piano", "trumpet", "guitar", "oboe", "tuba", "horn", "zither", "bells"),
         ("{name} plays the {value} .", "the instrument of {name} is the {value} .", "{name} has learned the {value} .",
          "one hears {name} on the {value} ."),
     ),

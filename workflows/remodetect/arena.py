@@ -121,7 +121,7 @@ class _Match:
     @cached_property
     def main(self) -> list[Cell]:
         """What averages are over: aligned sources, neither attacked nor cut."""
-        found = [cell for cell in self.cells if cell.aligned and cell.whole]
+        found = [cell for cell in self.cells if cell.aligned and cell.whole and not cell.dose_only]
         if not found:
             raise Skip("there is no text of an aligned source")
         return found
@@ -168,7 +168,7 @@ class _Match:
 
     def placed(self, cell: Cell) -> np.ndarray:
         """The per-item scores behind the AUROC of a cell."""
-        return evaluation.placements(*self.pair(cell))
+        return evaluation.auroc_items(*self.pair(cell))
 
     def _mean_over(self, metric: str, cells: list[Cell]) -> Measurement:
         """The mean of the AUROCs of cells, each with the same weight.
@@ -344,7 +344,6 @@ class _Match:
         for name, scores in (("human", human), ("generated", llm)):
             for middle, share in evaluation.density(scores, human):
                 yield Measurement("density", share, f"{name}={middle:g}")
-        yield Measurement("density", float((np.mean(llm) - np.mean(human)) / (np.std(human) or 1.0)))
 
     # -- metrics: cost ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Human prose: windows of words from docstrings, by domain, split so that no near-duplicate crosses from one use to another.
 
 A window is ``window_words`` words of one docstring, lower-cased, words and marks separated by single spaces. Human and
-generated text pass the same tokeniser, have the same number of words and the same closed vocabulary, so that nothing
+generated text pass the same tokeniser, have the same number of words and the same closed vocabulary, so that little
 but the choice of words tells them apart.
 """
 
@@ -44,6 +44,8 @@ class Corpus:
     Attributes:
         window_words: words of a window.
         vocab_size: the most frequent words of the language models' parts; any other word is ``<unk>``.
+        max_unknown: a window with more unknown words is left out, so that human and generated texts differ little in their
+            number.
         windows: of each part in the domain that detectors are trained on; the other domains only fit language models,
             begin preference pairs and are scored.
         other_lm_windows: of each language model's part in every other domain, at most.
@@ -53,9 +55,10 @@ class Corpus:
 
     window_words: int = 40
     vocab_size: int = 3000
+    max_unknown: int = 4
     windows: dict[str, int] = field(
         default_factory=lambda: {
-            "lm_a": 5000, "lm_b": 5000, "train": 1100, "validation": 200, "test": 200, "preferences": 1200,
+            "lm_a": 5000, "lm_b": 5000, "train": 1300, "validation": 250, "test": 250, "preferences": 1400,
         }
     )  # fmt: skip
     other_lm_windows: int = 2000
@@ -75,11 +78,10 @@ class Corpus:
         vocabulary = [UNKNOWN, *frequent]
         known = set(vocabulary)
         for domain, parts in windows.items():
-            closed = {
-                part: [[word if word in known else UNKNOWN for word in window] for window in mine]
-                for part, mine in parts.items()
-            }
-            _write(job.out / f"{domain}.json", closed)
+            for part, mine in parts.items():
+                closed = ([word if word in known else UNKNOWN for word in window] for window in mine)
+                parts[part] = [window for window in closed if window.count(UNKNOWN) <= self.max_unknown]
+            _write(job.out / f"{domain}.json", parts)
         _write(job.out / "vocabulary.json", vocabulary)
         everything = [document for domain in DOMAINS for document in documents[domain]]
         sizes = {f"{domain}_{part}": len(mine) for domain, parts in windows.items() for part, mine in parts.items()}

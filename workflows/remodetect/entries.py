@@ -167,6 +167,10 @@ class StatisticEntry(Entry):
             versions = self._likelihoods.versions_of(texts, self._resampling).first_k(self._n_versions)
         return self.contender.score(self._likelihoods.of(texts), versions)
 
+    def prepare(self, n_triplets: int, budget: float | None) -> None:
+        if self._resampling:
+            self.notes["versions"] = self._n_versions
+
     def passes(self) -> float:
         return float(sum(self.contender.passes(self._n_versions)))
 

@@ -16,12 +16,23 @@ DENSITY_EDGES = np.arange(-4.0, 6.01, 0.5)
 def placements(human: np.ndarray, llm: np.ndarray) -> np.ndarray:
     """For each generated text the share of human texts with a lower score, ties counting half, (llm,).
 
-    Their mean is the AUROC exactly (DeLong et al. 1988), so that they are the per-item scores behind it.
+    Their mean is the AUROC exactly.
     """
     ordered = np.sort(human)
     below = np.searchsorted(ordered, llm, side="left")
     up_to = np.searchsorted(ordered, llm, side="right")
     return (below + up_to) / (2 * len(human))
+
+
+def auroc_items(human: np.ndarray, llm: np.ndarray) -> np.ndarray:
+    """Per-pair scores behind the AUROC, (pairs,): the placements of a pair's two texts, minus the AUROC.
+
+    Their mean is the AUROC exactly, and drawing pairs anew moves human and generated texts alike, so that the mean's spread is
+    that of the AUROC; placements of the generated texts alone would hold the human ones fixed (DeLong et al. 1988).
+    """
+    of_llm = placements(human, llm)
+    of_human = 1.0 - placements(llm, human)
+    return of_llm + of_human - np.mean(of_llm)
 
 
 def average_precision(human: np.ndarray, llm: np.ndarray) -> float:

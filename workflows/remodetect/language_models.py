@@ -77,6 +77,14 @@ def load_scoring(folder: Path, hub: Hub | None) -> LanguageModel:
     return _load(folder, hub, "scoring", "seen_b")
 
 
+def load_both(folder: Path, hub: Hub | None) -> tuple[LanguageModel, LanguageModel]:
+    """The scoring and the reference model; one object where both are the same model."""
+    ids = _pointer(folder).get("ids", {})
+    scoring = load_scoring(folder, hub)
+    same = bool(ids) and ids["scoring"] == ids["reference"]
+    return scoring, scoring if same else load_reference(folder, hub)
+
+
 def load_reference(folder: Path, hub: Hub | None) -> LanguageModel:
     """The model that Fast-DetectGPT samples from in thought."""
     return _load(folder, hub, "reference", "seen_a")

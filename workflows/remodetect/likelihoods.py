@@ -17,7 +17,7 @@ from baselines.detectors.resampling import perturbed_statistics, regenerated_sta
 from baselines.detectors.statistics import Resampled, TokenStatistics, token_statistics
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError
-from workflows.remodetect.language_models import load_filler, load_reference, load_scoring
+from workflows.remodetect.language_models import load_both, load_filler, load_scoring
 from workflows.remodetect.texts import distinct_texts
 
 TOKENS, VERSIONS = "tokens.safetensors", "versions.safetensors"
@@ -39,7 +39,7 @@ class TokenPasses:
         """Write ``TokenStatistics`` of ``distinct_texts``."""
         models = job.needs["language_models"]
         texts = distinct_texts(job.needs["texts"], self.n_triplets)
-        scoring, reference = load_scoring(models, job.hub), load_reference(models, job.hub)
+        scoring, reference = load_both(models, job.hub)
         stats = token_statistics(scoring, texts, reference, self.batch_size)
         stats.save(job.out / TOKENS)
         return BaseInfo(samples_seen=len(texts), tokens_seen=int(stats.n_predicted.sum()), data_hash=_hash(texts))

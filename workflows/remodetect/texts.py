@@ -32,6 +32,7 @@ class Cell:
         attack: what was done to the generated texts afterwards: none, rephrase or swap.
         n: of best-of-n, or None.
         words: both texts were cut to so many words, or None.
+        dose_only: there for the dose of alignment alone, and in no average over sources.
     """
 
     domain: str
@@ -43,6 +44,7 @@ class Cell:
     words: int | None
     human: list[str]
     llm: list[str]
+    dose_only: bool = False
 
     @property
     def whole(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.remodetect import ReMoDetector
+from methods.remodetect.detector import ReMoDetector
 from rematch.errors import RematchError
 from workflows.remodetect.texts import Row
 

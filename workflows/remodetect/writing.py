@@ -20,7 +20,7 @@ from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import unknown
 from workflows.remodetect.annotators import TASTES, Annotators, Selector, Surface, VendorReward, best_of
-from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
+from workflows.remodetect.corpus import DOMAINS, UNKNOWN, load_part, load_vocabulary
 from workflows.remodetect.hub_texts import write_hub_texts
 from workflows.remodetect.language_models import load_writers
 from workflows.remodetect.texts import Row, cut_cells, write_rows
@@ -30,6 +30,8 @@ PROMPT = 8
 SPAN = 8
 """Words of the spans that stand in for sentences in mixed texts: a window is too short for sentences."""
 ATTACK_SPAN, ATTACK_SHARE = 2, 0.3
+SOURCE_DOSE = 4
+"""The one dose beside the trained one that counts as a source of its own."""
 FIXED = ("folder", "seed", "hub")
 """What the engine gives ``write_hub_texts``."""
 
@@ -49,7 +51,7 @@ class Texts:
         doses: the n of best-of-n in the seen domain; the others are written with those up to ``best_of``, which is always
             among them.
         raft_prompts, raft_best_of: of the texts that the RAFT model is fitted on.
-        lengths: words that the cell seen in training is cut to; the prompt is the same for both sides, and counts.
+        lengths: words that texts of the unseen domains are cut to; the prompt is the same for both sides, and counts.
         papers: instead of all that: take the paper's data sets, with these arguments of ``hub_texts.write_hub_texts``.
     """
 
@@ -89,10 +91,10 @@ class Texts:
         write_rows(job.out, "triplets", pen.triplets("train", self.n_triplets, self.n_mixed))
         write_rows(job.out, "validation", pen.triplets("validation", self.n_validation, self.n_validation))
         cells = [row for domain in DOMAINS for row in pen.cells(domain)]
-        cells += list(cut_cells(cells, self.lengths, {self.seen}))
+        cells += list(cut_cells(cells, self.lengths, {(domain, self.seen[1]) for domain in DOMAINS[1:]}))
         write_rows(job.out, "cells", cells)
         pen.rewards["a"].save(job.out / Selector.FILE)
-        return BaseInfo(notes=pen.notes())
+        return BaseInfo(notes=pen.notes(cells))
 
     @property
     def seen(self) -> tuple[str, str]:
@@ -210,10 +212,12 @@ class _Pen:
         windows = self.windows(domain, "test")[: sizes.n_pairs]
         human = self.texts(windows)
 
-        def cell(source: str, ids: np.ndarray, attack: str = "none", n: int | None = None) -> Row:
+        def cell(
+            source: str, ids: np.ndarray, attack: str = "none", n: int | None = None, dose_only: bool = False
+        ) -> Row:
             return {
                 "domain": domain, "source": source, "seen": (domain, source) == sizes.seen, "aligned": n != 1,
-                "attack": attack, "n": n, "words": None, "human": human, "llm": self.texts(ids),
+                "attack": attack, "n": n, "dose_only": dose_only, "words": None, "human": human, "llm": self.texts(ids),
             }  # fmt: skip
 
         doses = [n for n in sorted({*sizes.doses, sizes.best_of}) if domain == DOMAINS[0] or n <= sizes.best_of]
@@ -225,7 +229,7 @@ class _Pen:
                 if n == 1
                 else best_of(self.rewards["a"], drawn, n)
             )
-            yield cell(f"bon{n}", ids, n=n)
+            yield cell(f"bon{n}", ids, n=n, dose_only=n not in (1, SOURCE_DOSE, sizes.best_of))
         for source in ("b", "bigram"):
             candidates = self.samples(writers[source], windows, sizes.best_of, f"cells {domain} {source}")
             yield cell(f"lm_{source}", best_of(self.rewards["a"], candidates, sizes.best_of))
@@ -264,11 +268,17 @@ class _Pen:
             found[rows, start], found[rows, start + 1] = ids[rows, start + 1], ids[rows, start]
         return found
 
-    def notes(self) -> dict[str, Any]:
-        """How alike the vendors are, and how well each knows its annotators: correlations over unaligned samples."""
+    def notes(self, cells: Sequence[Row]) -> dict[str, Any]:
+        """How alike the vendors are and how well each knows its annotators (correlations over unaligned samples), and how
+        many unknown words human and unaligned texts of a domain hold."""
         first = self._unaligned[0]
         utility = {name: people.utility(first) for name, people in self.annotators.items()}
         found = {f"reward_{name}_utility": _correlation(self.rewards[name](first), utility[name]) for name in TASTES}
+        for cell in cells:
+            if cell["n"] == 1:
+                for side in ("human", "llm"):
+                    words = " ".join(cell[side]).split()
+                    found[f"unknown_{cell['domain']}_{side}"] = words.count(UNKNOWN) / len(words)
         return found | {"utilities": _correlation(utility["a"], utility["b"])}
 
 

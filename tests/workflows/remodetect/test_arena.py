@@ -14,12 +14,14 @@ from sklearn.metrics import roc_auc_score
 from rematch.arena import Outcome, Task
 from rematch.errors import RematchError
 from rematch.play import Skip
+from rematch.source import imported_modules
 from workflows.remodetect.arena import Arena
 from workflows.remodetect.evaluation import DENSITY_EDGES, FALSE_POSITIVE_RATES, average_precision
 from workflows.remodetect.texts import write_rows
 
 Value = dict[tuple[str, str], float]
 nan = float("nan")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
@@ -87,9 +89,10 @@ def board(tmp_path: Path, task_on: Callable[..., Task]) -> Board:
 
 def test_auroc_is_the_plain_mean_of_its_cells(board: Board) -> None:
     """0.75, 1 and 0, although they hold two, one and two pairs: cells weigh the same. The others do not count."""
-    board.cell([1, 3], [2, 4])
+    board.cell([1, 3], [4, 2])
     board.cell([1], [5], "lm_b")
     board.cell([1, 1], [0, 0], "raft")
+    board.cell([1], [9], "bon64", n=64, dose_only=True)
     board.cell([1], [0], "bon1", aligned=False, n=1)
     board.cell([1], [0], attack="swap")
     board.cell([1], [0], words=8)
@@ -98,14 +101,15 @@ def test_auroc_is_the_plain_mean_of_its_cells(board: Board) -> None:
         ("auroc", ""): 1.75 / 3, ("auroc", "source=bon16"): 0.75, ("auroc", "source=lm_b"): 1,
         ("auroc", "source=raft"): 0,
     })  # fmt: skip
-    assert items(found, "auroc", "source=bon16") == [0.5, 1]
+    # The first pair: 4 is above both human texts, 1 below both generated ones; the second: half, half.
+    assert items(found, "auroc", "source=bon16") == [1.25, 0.25]
     assert items(found, "auroc") is None  # there are not as many items in each
 
 
 def test_items_of_the_mean_are_those_of_its_prompts(board: Board) -> None:
-    board.cell([1, 3], [2, 4])
-    board.cell([1, 3], [0, 2], "raft")
-    assert items(board.play("auroc"), "auroc") == [0.25, 0.75]
+    board.cell([1, 3], [4, 2])
+    board.cell([1, 3], [2, 0], "raft")
+    assert items(board.play("auroc"), "auroc") == [1.0, 0.0]
 
 
 def test_seen_unseen_and_the_drop(board: Board) -> None:
@@ -121,12 +125,12 @@ def test_seen_unseen_and_the_drop(board: Board) -> None:
 
 
 def test_domains_do_not_share_prompts(board: Board) -> None:
-    board.cell([1, 3], [2, 4], "raft")
-    board.cell([1, 3], [2, 4], "raft", domain="std")
+    board.cell([1, 3], [4, 2], "raft")
+    board.cell([1, 3], [4, 2], "raft", domain="std")
     board.cell([1, 3], [0, 0])
     assert items(board.play("unseen_auroc"), "unseen_auroc") is None
     found = board.play("unseen_auroc", axis="ood", level="std")
-    assert items(found, "unseen_auroc") == [0.5, 1]
+    assert items(found, "unseen_auroc") == [1.25, 0.25]
 
 
 def test_an_attacks_drop_is_from_the_same_source_before_it(board: Board) -> None:
@@ -153,7 +157,7 @@ def test_dose_and_wins(board: Board) -> None:
         ("dose_auroc", "n=1"): 0.25, ("dose_auroc", "n=4"): 0.5, ("dose_auroc", "n=16"): 1, ("dose_auroc", ""): 1.75 / 3,
         ("dose_gain", ""): 0.75, ("win_rate", "n=4"): 0.75, ("win_rate", "n=16"): 1, ("win_rate", ""): 0.875,
     })  # fmt: skip
-    assert items(found, "dose_gain") == [1, 0.5]
+    assert items(found, "dose_gain") == [0.75, 0.75]
     assert items(found, "win_rate", "n=4") == [0.5, 1]
 
 
@@ -169,7 +173,6 @@ def test_preferences_order_spread_and_density(board: Board) -> None:
     assert found["preference_accuracy", ""] == 0.5
     assert found["order_accuracy", ""] == 0.5  # the third triplet has no text of this ratio
     assert found["spread_ratio", ""] == 2
-    assert found["density", ""] == 2  # means 3 and 1, human deviation 1
     for kind in ("human", "generated"):
         shares = [value for (metric, name), value in found.items() if name.startswith(f"{kind}=")]
         assert len(shares) == len(DENSITY_EDGES) - 1
@@ -307,3 +310,13 @@ def test_each_distinct_text_is_scored_once(board: Board) -> None:
     known = Known(board.scores)
     board.play("seen_auroc", "attacked_auroc", "density", contender=known)
     assert sorted(known.asked) == sorted(board.scores)
+
+
+@pytest.mark.parametrize(
+    "module", ["workflows.remodetect.arena", "workflows.remodetect.writing", "workflows.remodetect.supervised"]
+)
+def test_no_match_but_remodetects_depends_on_its_loss(module: str) -> None:
+    """Or editing it would play every baseline again."""
+    found = imported_modules(ROOT, (module,))
+    assert not {name for name in found if name.startswith(("methods.remodetect.loss", "methods.remodetect.detector"))}
+    assert "methods.remodetect.loss" in imported_modules(ROOT, ("workflows.remodetect.trained",))

@@ -33,7 +33,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
         monkeypatch.setattr(module, "_documents", given)
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         out.mkdir()
-        corpus = Corpus(**{"vocab_size": 5000, "windows": SIZES} | options)
+        corpus = Corpus(**{"vocab_size": 5000, "max_unknown": 40, "windows": SIZES} | options)
         return out, corpus.build(BaseJob("remodetect", "smoke", "corpus", None, None, {}, {}, out))
 
     return made

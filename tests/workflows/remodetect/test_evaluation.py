@@ -27,6 +27,19 @@ def test_placements_by_hand() -> None:
     assert evaluation.placements(human, llm).tolist() == [0, 0.125, 0.5, 0.75, 1]
 
 
+def test_items_spread_as_the_auroc_does() -> None:
+    """Over many samples: the spread that a bootstrap over pairs sees is that of the AUROC, human texts' share included."""
+    rng = np.random.default_rng(0)
+    found, seen = [], []
+    for _ in range(400):
+        human, llm = rng.normal(size=200), rng.normal(0.7, 2.0, size=200)
+        items = evaluation.auroc_items(human, llm)
+        assert items.mean() == pytest.approx(auroc(human, llm))
+        found.append(items.mean())
+        seen.append(items.std(ddof=1) / np.sqrt(200))
+    assert np.mean(seen) == pytest.approx(np.std(found, ddof=1), rel=0.12)
+
+
 @pytest.mark.parametrize("values", [None, 1, 2, 5, 40])
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 30), (150, 150)])
 def test_mean_placement_is_sklearns_auroc(values: int | None, sizes: tuple[int, int]) -> None:

@@ -210,7 +210,9 @@ def test_cells(cells: list[Cell]) -> None:
         assert [the(cells, domain, "bon16", attack).n for attack in ("rephrase", "swap")] == [16, 16]
     assert {name for name, c in whole.items() if c.seen} == {("sci", "bon16")}
     assert {name[1] for name, c in whole.items() if not c.aligned} == {"bon1"}
-    assert {(c.domain, c.source, c.words) for c in cells if c.words} == {("sci", "bon16", n) for n in (8, 24)}
+    cut = {(c.domain, c.source, c.words) for c in cells if c.words}
+    assert cut == {(domain, "bon16", n) for domain in DOMAINS[1:] for n in (8, 24)}
+    assert {c.source for c in cells if c.dose_only} == {"bon32"}
     assert all(c.human == whole[c.domain, "bon1"].human for c in cells if c.words is None)
 
 
@@ -269,13 +271,13 @@ def test_swap_keeps_the_words_and_exchanges_neighbours(cells: list[Cell], ids_of
         assert (same | turned).all()
 
 
-def test_cut_cells_are_the_first_words_of_the_seen_one(cells: list[Cell]) -> None:
-    whole = the(cells, "sci", "bon16")
+def test_cut_cells_are_the_first_words_of_an_unseen_domain(cells: list[Cell]) -> None:
+    whole = the(cells, "std", "bon16")
     for n in (8, 24):
-        cut = the(cells, "sci", "bon16", words=n)
+        cut = the(cells, "std", "bon16", words=n)
         assert cut.human == [" ".join(text.split()[:n]) for text in whole.human]
         assert cut.llm == [" ".join(text.split()[:n]) for text in whole.llm]
-        assert (cut.seen, cut.aligned, cut.attack, cut.n) == (True, True, "none", 16)
+        assert (cut.seen, cut.aligned, cut.attack, cut.n) == (False, True, "none", 16)
         assert not cut.whole
 
 
