@@ -203,11 +203,7 @@ def _tokenizer(path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, ImportError) as error:
-        # Older checkpoints, the paper's paraphraser among them, have a SentencePiece file and no tokenizer.json.
-        raise RematchError(
-            f"{path}: its tokenizer cannot be loaded ({error}). One that is a SentencePiece file only (spiece.model) needs: "
-            "pip install sentencepiece protobuf"
-        ) from error
+        raise RematchError(f"{path}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _in_batches(texts: Sequence[str], batch_size: int, run: Callable[[list[str]], list[str]]) -> list[str]:

@@ -7,7 +7,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -474,16 +473,6 @@ def test_paraphrasing_with_a_real_t5_is_deterministic(mirror: Path) -> None:
     assert attack.rephrase(texts, seed=1) != made
     assert len(made) == 2
     assert made != texts
-
-
-@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="what is missing is there")
-def test_a_tokenizer_that_is_a_sentencepiece_file_only(mirror: Path, tmp_path: Path) -> None:
-    for path in (mirror / "models" / T5_PARAPHRASE).iterdir():
-        if not path.name.startswith("tokenizer"):
-            write(tmp_path / path.name, path.read_bytes())
-    write(tmp_path / "spiece.model", b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    with pytest.raises(RematchError, match="pip install sentencepiece protobuf"):
-        Paraphraser.from_pretrained(str(tmp_path), "cpu")
 
 
 def test_swapping_one_pair_of_words_in_long_sentences() -> None:
