@@ -187,7 +187,7 @@ class _Match:
     # -- metrics: one domain ------------------------------------------------------------------------------------------
 
     def auroc(self) -> Iterator[Measurement]:
-        """Over the aligned sources; on ``memory_time`` on the seen cell, cut to the level's words."""
+        """Over the aligned sources; on ``memory_time`` over the cells that are cut, at the level's words."""
         if self.task.axis == "memory_time":
             yield self._mean_over("auroc", self.cut)
             return
