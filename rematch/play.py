@@ -130,7 +130,7 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
     log = plan.results / "logs" / f"{match.name}.log"
     log.unlink(missing_ok=True)
     started, cpu = _clock(), 0.0
-    scratch = _part(plan, match, match.seeds[0]).parent / f"scratch-{digest}"
+    scratch = part_of(plan, match, match.seeds[0]).parent / f"scratch-{digest}"
     try:
         preload(plan.cards[match.paper].arena_module)
     except Exception:  # whatever a module raises while it is imported: the worker meets it again, and reports it
@@ -139,7 +139,7 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
     for seed in match.seeds:
         if seed in finished:
             continue
-        part = _part(plan, match, seed)
+        part = part_of(plan, match, seed)
         work = partial(_play_seed, plan, match, seed, run, part, scratch)
         end = supervise(work, plan.match_limit(match.paper), log)
         cpu += end.cpu_s
@@ -309,13 +309,9 @@ def _one_line(text: str) -> str:
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"
 
 
-def _part(plan: Plan, match: MatchRun, seed: int) -> Path:
-    return plan.results / "parts" / match.cell / match.seeds_text / f"{seed}.parquet"
-
-
 def part_of(plan: Plan, match: MatchRun, seed: int) -> Path:
     """Where a finished seed waits for the others of its job."""
-    return _part(plan, match, seed)
+    return plan.results / "parts" / match.cell / match.seeds_text / f"{seed}.parquet"
 
 
 def clear_parts(plan: Plan, match: MatchRun) -> None:
@@ -324,13 +320,13 @@ def clear_parts(plan: Plan, match: MatchRun) -> None:
     Not before: of a run that is killed between a job's last write and Snakemake's note of it, the next run deletes the
     records as incomplete, and finds the seeds here.
     """
-    shutil.rmtree(_part(plan, match, match.seeds[0]).parent, ignore_errors=True)
+    shutil.rmtree(part_of(plan, match, match.seeds[0]).parent, ignore_errors=True)
 
 
 def _finished_seeds(plan: Plan, match: MatchRun, digest: str) -> dict[int, tuple[pa.Table, pa.Table]]:
     """Seeds that were played before under the same digest: part files of a killed attempt, and other seed ranges."""
     found: dict[int, tuple[pa.Table, pa.Table]] = {}
-    folders = [_part(plan, match, 0).parent, (plan.results / match.path).parent]
+    folders = [part_of(plan, match, 0).parent, (plan.results / match.path).parent]
     for path in (p for folder in folders for p in sorted(folder.glob("*.parquet")) if ".items." not in p.name):
         try:
             rows, items = read_arrow(path), read_arrow(items_path(path))

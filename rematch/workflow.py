@@ -32,8 +32,6 @@ class Workflow:
         self.results, self.reports = self.settings.config.results, self.settings.config.reports
         self._started = time.time()
         self._server: Any = None
-        # Rules call `python3 -m rematch`: that is to be the Python that Snakemake runs on, activated or not.
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         os.environ[CONFIG] = json.dumps(self.settings.config.model_dump())
         # Rules call `python3`: the one that runs Snakemake, also where its environment was not activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +77,13 @@ class Resampling:
 
 def n_versions(folder: Path) -> int:
     """Versions of each text in a base of ``Resampling``."""
-    return Resampled.load(folder / VERSIONS).log_p.shape[1]
+    return _versions(folder).log_p.shape[1]
+
+
+@cache
+def _versions(folder: Path) -> Resampled:
+    """A base of ``Resampling``, read once: a match asks for it once a group of cells."""
+    return Resampled.load(folder / VERSIONS)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Likelihoods:
 
     def versions_of(self, texts: list[str], folder: Path) -> Resampled:
         """Their resampled versions, from the base of ``Resampling``."""
-        return Resampled.load(folder / VERSIONS).take(self._rows(texts))
+        return _versions(folder).take(self._rows(texts))
 
     def _rows(self, texts: list[str]) -> list[int]:
         unread = [text for text in texts if text not in self.places]
