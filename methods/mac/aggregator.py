@@ -120,6 +120,24 @@ class Aggregator(nn.Module):
             weights += [w.squeeze(0).unflatten(1, (n, t)).transpose(0, 1) if shared else w for w in kept]
         return found.reshape(n, t, d)
 
+    def side_by_side(self, z: Tensor, banks: Tensor, which: Tensor) -> Tensor:
+        """Modulations (N, T, d) of questions that look at one of several memories.
+
+        Args:
+            z: (N, T, d).
+            banks: (G, K, T, d).
+            which: (N,) int64, the memory of each question.
+        """
+        n_each = torch.bincount(which, minlength=len(banks))
+        order = which.argsort(stable=True)
+        place = torch.empty_like(which)
+        place[order] = torch.arange(len(which), device=z.device) - (n_each.cumsum(0) - n_each)[which[order]]
+        rows = z.new_zeros(len(banks), int(n_each.max()), *z.shape[1:]).index_put((which, place), z)
+        found, memory = rows.flatten(1, 2), banks.flatten(1, 2)
+        for block in self.blocks:
+            found = block(found, memory)
+        return found.unflatten(1, rows.shape[1:3])[which, place]
+
     def hierarchical(self, z: Tensor, bank: Tensor, group_size: int) -> Tensor:
         """Modulations (N, T, d) by aggregating groups of the bank's entries, then groups of the results, and so on.
 

@@ -170,13 +170,25 @@ class MAC(nn.Module):
         gold = torch.tensor([k for k, of in enumerate(of_each) for _ in of])
         return Batch(*documents, *questions, qa, gold).to(self.device)
 
-    def forward(self, batch: Batch, mask: GradientMask | None = None, twice: bool = False) -> Tensor:
+    def forward(
+        self, batch: Batch, mask: GradientMask | None = None, twice: bool = False, n_banks: int = 1
+    ) -> Tensor:
         """The mean negative log-likelihood, in nats a token, of answers and their ends, given the batch's memory: a scalar.
 
         Args:
             mask: of back-propagation dropout. Questions of documents that it does not ask about are left out.
             twice: aggregate the modulations of the batch once more, as if they were the memory.
+            n_banks: memories that the documents make, as many after one another in each; a question sees that of its own
+                document. (On several GPUs each has a memory of its own, in the official code.)
+
+        Raises:
+            RematchError: the documents cannot be divided so, or ``twice`` with more than one memory.
         """
+        if len(batch.documents) % n_banks or (twice and n_banks > 1):
+            raise RematchError(
+                f"{len(batch.documents)} documents do not make {n_banks} memories"
+                + (" whose modulations are aggregated twice" if twice else "")
+            )
         if mask is not None and mask.asks is not None:
             batch = batch.asking_about(mask.asks.to(batch.gold.device))
             if not len(batch.gold):
@@ -188,7 +200,11 @@ class MAC(nn.Module):
             phi = bank[batch.gold]
         else:
             z = self.question_encoder(batch.questions, batch.questions_mask)
-            phi = self.aggregator(z, bank)
+            if n_banks == 1:
+                phi = self.aggregator(z, bank)
+            else:
+                size = len(bank) // n_banks
+                phi = self.aggregator.side_by_side(z, bank.unflatten(0, (n_banks, size)), batch.gold // size)
             if twice:
                 phi = self.aggregator(z, phi)
         return self.qa_loss(phi, batch.qa)

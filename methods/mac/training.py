@@ -1,7 +1,6 @@
 """Meta-training: a step's documents are its memory, and the answers' likelihood is the only loss.
 
-Every question of a batch is answered from all of its documents, so that each document is a distractor for the others'
-questions (the paper's objective; optimisation after the official code).
+Every question is answered from all documents of its memory, so that each document is a distractor for the others' questions (the paper's objective; optimisation after the official code).
 """
 
 from __future__ import annotations
@@ -39,9 +38,11 @@ class Recipe:
 
     Attributes:
         steps: optimizer steps.
-        documents: K, documents of a step, distractors of back-propagation dropout included; or ((from step, K), ...) to
+        documents: K, documents of a memory, distractors of back-propagation dropout included; or ((from step, K), ...) to
             let it grow, which the paper does not.
+        banks: memories of K documents in a step, computed side by side, as on several GPUs in the official code.
         learning_rate: 1e-5 in the paper, 1e-4 for DistilGPT2.
+        encoder_rate: the rate of the two encoders, as a share of that of what is trained from scratch; 1 in the paper.
         warmup: share of the steps over which the rate rises linearly from 0.
         clip: largest norm of the gradient.
         accumulation: batches of K documents in a step.
@@ -54,6 +55,8 @@ class Recipe:
     steps: int
     documents: int | Sequence[tuple[int, int]]
     learning_rate: float
+    banks: int = 1
+    encoder_rate: float = 1.0
     warmup: float = 0.01
     clip: float = 100.0
     accumulation: int = 1
@@ -68,6 +71,8 @@ class Recipe:
             )
         if not 0 <= self.hierarchy_aware <= 1:
             raise RematchError(f"Recipe: hierarchy_aware is a probability, not {self.hierarchy_aware}")
+        if self.banks > 1 and (self.dropout.p or self.hierarchy_aware):
+            raise RematchError("Recipe: bp_dropout and hierarchy_aware are of one memory a step: banks = 1")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -82,7 +87,9 @@ class Recipe:
     def n_documents(self, until: int | None = None) -> int:
         """Documents of the first ``until`` steps, of all where None."""
         return (
-            sum(self.documents_at(step) for step in range(self.steps if until is None else until)) * self.accumulation
+            sum(self.documents_at(step) for step in range(self.steps if until is None else until))
+            * self.accumulation
+            * self.banks
         )
 
 
@@ -117,6 +124,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     after_step: Callable[[int, float], None] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Training:
     """Train in place; the model is left in eval mode and its language model as it was.
 
@@ -125,12 +133,21 @@ def train(
             draws from torch's own generator, which is seeded with it.
         checkpoint: a folder from which an interrupted run is resumed, and into which checkpoints are written.
         after_step: called with the number of steps done and the loss of the last one.
+        order: the examples that are read, ``recipe.n_documents()`` of them, where it is not for the seed to say.
     """
-    order = window_order(len(examples), recipe.n_documents(), seed)
+    if order is None:
+        order = window_order(len(examples), recipe.n_documents(), seed)
+    if len(order) != recipe.n_documents():
+        raise RematchError(f"order: {len(order)} examples, and the recipe reads {recipe.n_documents()}")
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     networks = dict(mac.networks())
-    optimizer = torch.optim.Adam(networks.values(), lr=recipe.learning_rate, fused=True)
+    shares = {name: recipe.encoder_rate if ".backbone." in name else 1.0 for name in networks}
+    groups = [
+        {"params": [networks[name] for name in networks if shares[name] == share], "share": share}
+        for share in sorted(set(shares.values()))
+    ]
+    optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
     state = _State()
     if checkpoint:
         state = _resume(checkpoint, networks, optimizer, generator)
@@ -141,8 +158,8 @@ def train(
 
     for step in range(state.step, recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(step)
-        k, total = recipe.documents_at(step), 0.0
+            group["lr"] = recipe.learning_rate_at(step) * group["share"]
+        k, total = recipe.documents_at(step) * recipe.banks, 0.0
         for _ in range(recipe.accumulation):
             chosen = [examples[i] for i in order[drawn : drawn + k]]
             drawn += k
@@ -150,10 +167,10 @@ def train(
             mask = recipe.dropout.draw(k, generator)
             twice = recipe.hierarchy_aware > 0 and torch.rand((), generator=generator).item() < recipe.hierarchy_aware
             asked = batch if mask is None or mask.asks is None else batch.asking_about(mask.asks.to(batch.gold.device))
-            state.flops += _flops(mac, asked, mask, twice, known)
+            state.flops += _flops(mac, asked, mask, twice, recipe.banks, known)
             state.documents, state.questions = state.documents + k, state.questions + len(asked.gold)
             state.tokens += asked.n_tokens
-            loss = mac(batch, mask, twice) / recipe.accumulation
+            loss = mac(batch, mask, twice, recipe.banks) / recipe.accumulation
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(networks.values(), recipe.clip)
@@ -178,12 +195,15 @@ def train(
     return Training(float(state.flops), state.documents, state.questions, state.tokens, losses)
 
 
-def _flops(mac: MAC, batch: Batch, mask: GradientMask | None, twice: bool, known: dict[tuple[int, ...], int]) -> int:
+def _flops(
+    mac: MAC, batch: Batch, mask: GradientMask | None, twice: bool, n_banks: int, known: dict[tuple[int, ...], int]
+) -> int:
     """FLOPs of a step, counted once a shape."""
+    most = int((batch.gold // (len(batch.documents) // n_banks)).bincount().max())
     n_graded = len(batch.documents) if mask is None else int(mask.carries.sum())
-    key = (*batch.documents.shape, *batch.questions.shape, *batch.qa.input_ids.shape, n_graded, int(twice))
+    key = (*batch.documents.shape, *batch.questions.shape, *batch.qa.input_ids.shape, n_graded, int(twice), most)
     if key not in known:
-        known[key] = count_flops(mac, batch, mask, twice, backward=True).total
+        known[key] = count_flops(mac, batch, mask, twice, n_banks, backward=True).total
     return known[key]
 
 

@@ -161,11 +161,56 @@ def test_a_steps_loss_and_gradient_are_the_means_over_its_batches() -> None:
         {"warmup": 0.9},
         {"clip": 1e-3},
         {"documents": ((0, 4), (2, 2))},
+        {"documents": 2, "banks": 2},
+        {"encoder_rate": 0.1},
     ],
 )
 def test_no_switch_is_dead(switch: dict[str, Any]) -> None:
     changed, plain = trained(encoder_dropout=0.0, **switch)[0], trained(encoder_dropout=0.0)[0]
     assert not same(weights(changed), weights(plain))
+
+
+def test_memories_side_by_side_are_batches_of_their_own() -> None:
+    """Also where they have different numbers of questions."""
+    mac = tiny_mac()
+    some = [(text, pairs[: 1 + i % 2]) for i, (text, pairs) in enumerate(EXAMPLES[:6])]
+    some[1] = some[1][0], [*EXAMPLES[7][1], *EXAMPLES[8][1]]
+    batch = mac.encode(*zip(*some, strict=True))
+    parts = [mac.encode(*zip(*some[first : first + 2], strict=True)) for first in (0, 2, 4)]
+    n_labels = [int(part.qa.labels_mask.sum()) for part in parts]
+    expected = sum(mac(part) * n for part, n in zip(parts, n_labels, strict=True)) / sum(n_labels)
+    torch.testing.assert_close(mac(batch, n_banks=3), expected)
+    assert not torch.isclose(mac(batch), expected)
+
+
+def test_banks_that_cannot_be() -> None:
+    mac = tiny_mac()
+    batch = mac.encode(*zip(*EXAMPLES[:4], strict=True))
+    with pytest.raises(RematchError, match="4 documents do not make 3 memories"):
+        mac(batch, n_banks=3)
+    with pytest.raises(RematchError, match="aggregated twice"):
+        mac(batch, twice=True, n_banks=2)
+    with pytest.raises(RematchError, match="banks = 1"):
+        Recipe(steps=1, documents=2, learning_rate=1e-3, banks=2, dropout=BackpropDropout(0.5))
+
+
+def test_the_order_may_be_given() -> None:
+    recipe = Recipe(steps=2, documents=2, learning_rate=1e-2, banks=2)
+    given, plain = tiny_mac(double=False), tiny_mac(double=False)
+    order = window_order(len(EXAMPLES), 8, 0)
+    train(given, EXAMPLES, recipe, 5, order=order.tolist())
+    train(plain, EXAMPLES, recipe, 0)
+    assert same(weights(given), weights(plain))
+    with pytest.raises(RematchError, match="7 examples, and the recipe reads 8"):
+        train(given, EXAMPLES, recipe, 0, order=order[:7].tolist())
+
+
+def test_encoders_may_learn_more_slowly() -> None:
+    start = weights(tiny_mac(encoder=t5(), double=False))
+    moved = weights(trained(encoder_dropout=0.0, steps=1, encoder_rate=0.01)[0])
+    for name in ("amortizer.backbone.shared.weight", "aggregator.blocks.0.query.weight"):
+        most = (moved[name] - start[name]).abs().max().item()  # Adam's first step moves by the rate
+        assert most == pytest.approx(1e-2 * (0.01 if ".backbone." in name else 1), rel=1e-3)
 
 
 def test_what_a_run_read_and_cost() -> None:
