@@ -170,9 +170,7 @@ class MAC(nn.Module):
         gold = torch.tensor([k for k, of in enumerate(of_each) for _ in of])
         return Batch(*documents, *questions, qa, gold).to(self.device)
 
-    def forward(
-        self, batch: Batch, mask: GradientMask | None = None, twice: bool = False, n_banks: int = 1
-    ) -> Tensor:
+    def forward(self, batch: Batch, mask: GradientMask | None = None, twice: bool = False, n_banks: int = 1) -> Tensor:
         """The mean negative log-likelihood, in nats a token, of answers and their ends, given the batch's memory: a scalar.
 
         Args:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -135,10 +136,9 @@ def train(
         after_step: called with the number of steps done and the loss of the last one.
         order: the examples that are read, ``recipe.n_documents()`` of them, where it is not for the seed to say.
     """
-    if order is None:
-        order = window_order(len(examples), recipe.n_documents(), seed)
-    if len(order) != recipe.n_documents():
-        raise RematchError(f"order: {len(order)} examples, and the recipe reads {recipe.n_documents()}")
+    read = window_order(len(examples), recipe.n_documents(), seed) if order is None else np.asarray(order)
+    if len(read) != recipe.n_documents():
+        raise RematchError(f"order: {len(read)} examples, and the recipe reads {recipe.n_documents()}")
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     networks = dict(mac.networks())
@@ -161,7 +161,7 @@ def train(
             group["lr"] = recipe.learning_rate_at(step) * group["share"]
         k, total = recipe.documents_at(step) * recipe.banks, 0.0
         for _ in range(recipe.accumulation):
-            chosen = [examples[i] for i in order[drawn : drawn + k]]
+            chosen = [examples[i] for i in read[drawn : drawn + k]]
             drawn += k
             batch = mac.encode([document for document, _ in chosen], [pairs for _, pairs in chosen])
             mask = recipe.dropout.draw(k, generator)
