@@ -39,9 +39,11 @@ def test_the_one_file(tmp_path: Path) -> None:
             find()
 
 
-def test_what_nobody_must_have_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+def test_what_nobody_must_have_is_looked_for_in_a_mirror_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "datasets" / "org" / "name" / "some.csv", "")
+    monkeypatch.chdir(tmp_path)
     assert find_in_mirror(Hub(None), "org/name", "some.csv") is None
-    assert find_in_mirror(Hub(tmp_path), "org/name", "some.csv") is None
+    assert find_in_mirror(Hub(tmp_path), "org/other", "some.csv") is None
     with pytest.raises(RematchError, match=r"org/name is not on the hub.*DIR/datasets/org/name, and set hub_mirror"):
         find_file(Hub(None), "org/name", "some.csv", ORIGIN)
 

@@ -106,6 +106,18 @@ def test_the_bounds_are_the_papers() -> None:
     assert [round(SCALE * bound) for bound in sources.SQUAD_BOUNDS] == BOUNDS
 
 
+def test_a_smaller_scale_takes_the_first_rows(hub: Hub) -> None:
+    splits = load_splits(hub, "squad", seed=0, scale=SCALE / 2)
+    assert [len(part) for part in (splits.qa_train, splits.qa_validation, splits.train, splits.validation)] == [
+        23,
+        1,
+        23,
+        3,
+    ]
+    assert splits.validation[-1].pairs[0].question == "What is train 49?"
+    assert len(splits.test) == N_TEST
+
+
 def test_squad_in_several_files(hub: Hub, mirror: Path, tmp_path: Path) -> None:
     write_squad(tmp_path, squad_rows(70), squad_rows(N_TEST, "test"))
     folder = tmp_path / "datasets" / sources.SQUAD / "plain_text"
@@ -216,6 +228,13 @@ def test_limits_are_drawn_by_the_seed(hub: Hub, dataset: str) -> None:
     assert first.validation == whole.validation
     assert any(getattr(first, part) != getattr(other, part) for part in limits)
     assert load_splits(hub, dataset, seed=0, limits=dict.fromkeys(PARTS, 1000), scale=scale) == whole
+
+
+def test_limited_pairs_are_of_many_titles(hub: Hub) -> None:
+    first, other = (load_splits(hub, "squad", seed=s, scale=SCALE, limits={"qa_train": 6}).qa_train for s in (0, 1))
+    assert set(first) != set(other)
+    numbers = [int(pair.answer.split()[-1]) for pair in first]
+    assert len({number // PER_TITLE for number in numbers}) > 2
 
 
 def test_a_stream_keeps_groups_together_and_in_order(hub: Hub) -> None:
