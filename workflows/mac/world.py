@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from baselines.qa import QAPair
+from workflows.mac.streams import Document
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,6 @@ FILLERS = (
     "the paper said so .", "we heard it again .", "it took some time .", "the others agreed .",
 )  # fmt: skip
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
-
-
-@dataclass(frozen=True)
-class Document:
-    """A new document.
-
-    Attributes:
-        name: whom it is about.
-        text: its sentences.
-        pairs: a question for each fact, with the new answer.
-        salient: the words that are names or values, as places of characters (start, end).
-    """
-
-    name: str
-    text: str
-    pairs: tuple[QAPair, ...]
-    salient: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,7 @@ import numpy as np
 from methods.remodetect.cleaning import clean_spacing
 from rematch.errors import RematchError
 from rematch.hub import Hub
-from workflows.remodetect.hub_files import (
-    Origin,
-    find_files,
-    json_rows,
-    need_texts,
-    parquet_rows,
-    read_csv,
-    read_json,
-)
+from rematch.hub_files import Origin, find_files, json_rows, need_texts, parquet_rows, read_csv, read_json
 from workflows.remodetect.texts import Cell
 
 HC3 = "Hello-SimpleAI/HC3"

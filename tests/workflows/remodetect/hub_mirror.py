@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import sentencepiece
 import torch
 from safetensors.torch import save_file
@@ -40,6 +39,10 @@ from transformers import T5Tokenizer as T5
 
 from workflows.remodetect import hub_sources as sources
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mirror_files import csv, json_lines, write, write_parquet
+
 LLAMA = "meta-llama/Meta-Llama-3-70B-Instruct"
 T5_PARAPHRASE = "Vamsi/T5_Paraphrase_Paws"
 CHAT_TEMPLATE = (
@@ -47,20 +50,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 N_QUESTIONS = 20
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def json_lines(rows: Sequence[Any]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def csv(rows: Sequence[Sequence[str]]) -> str:
-    return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in row) + "\r\n" for row in rows)
 
 
 def hc3_row(number: int, humans: int = 1) -> dict[str, Any]:
@@ -92,8 +81,7 @@ def write_hh(mirror: Path) -> None:
 def write_synthetic(mirror: Path) -> None:
     rows = [{key: f" {key} {i} of it." for key in ("prompt", "response", "chosen", "rejected")} for i in range(10)]
     path = mirror / "datasets" / sources.SYNTHETIC_INSTRUCT / "data" / "train-00000-of-00001-1e5d57b93c448e7a.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    write_parquet(path, rows)
 
 
 def write_raw_data(mirror: Path, name: str, content: Any, under: str = "exp_gpt3to4/data") -> Path:

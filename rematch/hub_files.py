@@ -46,13 +46,22 @@ def find_files(hub: Hub, repo_id: str, patterns: Sequence[str], origin: Origin) 
         folder = _from_hub(repo_id, patterns, origin)
     else:
         raise _missing(f"{repo_id} is not on the hub", f"{where}, and set hub_mirror: DIR", origin)
-    # A mirror's folder keeps what the download itself needs under .cache.
-    paths = (path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts)
-    found = sorted(path for path in paths if any(path.match(pattern) for pattern in patterns))
+    found = _matching(folder, patterns)
     if not found:
         fill = f" (rematch mirror {hub.mirror} --dataset {repo_id})" if origin.on_hub else ""
         raise _missing(f"no file {' or '.join(patterns)} in {folder}", where + fill, origin)
     return found
+
+
+def find_file(hub: Hub, repo_id: str, pattern: str, origin: Origin) -> Path:
+    """The one file of a data set that matches a pattern (see ``find_files``); an error if it lies there twice."""
+    return _only(find_files(hub, repo_id, [pattern], origin))
+
+
+def find_in_mirror(hub: Hub, repo_id: str, pattern: str) -> Path | None:
+    """The one file of a mirror's folder that matches a pattern, for files that nobody must have."""
+    found = [] if hub.mirror is None else _matching(hub.mirror / "datasets" / repo_id, [pattern])
+    return _only(found) if found else None
 
 
 def read_json(path: Path) -> Any:
@@ -95,18 +104,23 @@ def read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     return {str(column): table[column].tolist() for column in table.columns}
 
 
-def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a Parquet file, these columns only, all of them texts."""
+def parquet_rows(path: Path, texts: Sequence[str], lists: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, these columns only.
+
+    Args:
+        texts, lists: columns of texts and of lists of texts; ``a.b`` is the field ``b`` of the records in column ``a``.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = [*texts, *lists]
     try:
         file = pq.ParquetFile(path)
-        _need_columns(path, columns, file.schema_arrow.names)
-        rows = file.read(columns=list(columns)).to_pylist()
+        _need_columns(path, columns, file.schema_arrow.empty_table().flatten().column_names)
+        rows = file.read(columns=columns).flatten().to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise RematchError(f"{path}: cannot be read as Parquet ({error})") from error
-    return [_checked(row, columns, (), f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+    return [_checked(row, texts, lists, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def need_texts(value: object, key: str, place: str) -> list[str]:
@@ -145,6 +159,18 @@ def _need_columns(path: Path, wanted: Sequence[str], present: Sequence[str]) -> 
         raise RematchError(
             f"{path}: no column '{absent[0]}'; the file needs {', '.join(wanted)}, has {', '.join(present)}"
         )
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    # A mirror's folder keeps what the download itself needs under .cache.
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts)
+    return sorted(path for path in paths if any(path.match(pattern) for pattern in patterns))
+
+
+def _only(found: Sequence[Path]) -> Path:
+    if len(found) > 1:
+        raise RematchError(f"{', '.join(map(str, found))}: keep one of them")
+    return found[0]
 
 
 def _from_hub(repo_id: str, patterns: Sequence[str], origin: Origin) -> Path:
