@@ -138,11 +138,8 @@ class OnlineFinetuner:
 
     def _step(self, document: Document) -> None:
         n = len(document.input_ids)
-        new = n not in self._flops
-        if new:
-            weighing = count_flops(self._weights, document).forward
-            weights = self._weights(document)
-            self._flops[n] = weighing + count_flops(self._loss, document, weights, backward=True).total
+        new = self.cost.steps == 0 or n not in self._flops
+        flops = self.flops_of(document)
         began = time.perf_counter()
         _seed(document.input_ids.device, self.seed, self.cost.steps)
         weights = self._weights(document)
@@ -159,7 +156,16 @@ class OnlineFinetuner:
         self.cost.seconds += time.perf_counter() - began
         self.cost.steps += 1
         self.cost.tokens += n
-        self.cost.flops += self._flops[n]
+        self.cost.flops += flops
+
+    def flops_of(self, document: Document) -> int:
+        """What a step on a document costs; counted once a length."""
+        n = len(document.input_ids)
+        if n not in self._flops:
+            weighing = count_flops(self._weights, document).forward
+            weights = self._weights(document)
+            self._flops[n] = weighing + count_flops(self._loss, document, weights, backward=True).total
+        return self._flops[n]
 
     @torch.no_grad()
     def _weights(self, document: Document) -> Tensor:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from baselines.qa import QAPair
+from rematch.errors import RematchError
 from workflows.mac.streams import Document
 
 
@@ -133,21 +134,37 @@ class World:
         """Old values by name and relation."""
         rng = np.random.default_rng([self.seed, 1])
         everyone = [name for part in self.names.values() for name in part]
+        drawn = rng.random((len(everyone), len(RELATIONS)))
         return {
-            name: {key: str(rng.choice(relation.values)) for key, relation in RELATIONS.items()} for name in everyone
+            name: {
+                key: relation.values[int(place * len(relation.values))]
+                for place, (key, relation) in zip(places, RELATIONS.items(), strict=True)
+            }
+            for name, places in zip(everyone, drawn, strict=True)
         }
 
-    def document(self, name: str, rng: np.random.Generator, style: Style = Style(), old: bool = False) -> Document:
-        """A document about a name, with new values (never the old one), or in the old world with the old ones."""
-        keys = [str(key) for key in rng.permutation(list(RELATIONS))[: style.n_facts]]
+    def document(
+        self,
+        name: str,
+        rng: np.random.Generator,
+        style: Style = Style(),
+        old: bool = False,
+        relations: Sequence[str] = tuple(RELATIONS),
+    ) -> Document:
+        """A document about a name, with new values (never the old one), or in the old world with the old ones.
+
+        Args:
+            relations: that its facts may be of.
+        """
+        keys = [relations[i] for i in rng.permutation(len(relations))[: style.n_facts]]
         values = {key: self.old[name][key] if old else self._new_value(name, key, rng) for key in keys}
         sentences: list[tuple[str, str]] = []
         for key in keys:
             templates = RELATIONS[key].templates
             template = templates[-1] if style.held_out else templates[int(rng.integers(len(templates) - 1))]
             sentences.append((template, values[key]))
-        for filler in rng.permutation(FILLERS)[: style.n_fillers]:
-            sentences.insert(int(rng.integers(len(sentences) + 1)), (str(filler), ""))
+        for place in rng.permutation(len(FILLERS))[: style.n_fillers]:
+            sentences.insert(int(rng.integers(len(sentences) + 1)), (FILLERS[place], ""))
         text, salient = _join(sentences, name)
         pairs = tuple(QAPair(RELATIONS[key].question.format(name=name), values[key]) for key in keys)
         return Document(name, text, pairs, salient)
@@ -165,6 +182,19 @@ class World:
         while len(order) < n:
             order += [names[i] for i in rng.permutation(len(names))]
         return [self.document(name, rng, style, old) for name in order[:n]]
+
+    def long_stream(self, part: str, n: int, rng: np.random.Generator) -> list[Document]:
+        """2n documents about n names: n of them, then n more about the same names, on the relations not yet spoken of."""
+        first = self.documents(part, n, rng)
+        if len({document.name for document in first}) < n:
+            raise RematchError(f"a long stream speaks twice of every name: {n} of part '{part}' are too many")
+        spoken = {
+            document.name: {question_key(pair.question, document.name) for pair in document.pairs} for document in first
+        }
+        again = [first[i].name for i in rng.permutation(n)]
+        return first + [
+            self.document(name, rng, relations=[key for key in RELATIONS if key not in spoken[name]]) for name in again
+        ]
 
     def old_pairs(self) -> list[QAPair]:
         """Every question of the old world."""
@@ -186,6 +216,11 @@ class World:
         return PreTrainedTokenizerFast(
             tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
         )
+
+
+def question_key(question: str, name: str) -> str:
+    """The relation that a question about a name asks for."""
+    return next(key for key, relation in RELATIONS.items() if relation.question.format(name=name) == question)
 
 
 def _sentences() -> list[str]:

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from rematch.errors import RematchError, unknown
 from rematch.hub import Hub
-from workflows.remodetect.hub_models import check_model
+from rematch.hub_models import check_model
 from workflows.remodetect.hub_sources import (
     FAST_DETECT_GPT,
     HC3,

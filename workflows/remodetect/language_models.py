@@ -16,7 +16,7 @@ from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
 from rematch.hub import Hub
 from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
-from workflows.remodetect.hub_models import check_model
+from rematch.hub_models import check_model
 
 POINTER = "hub.json"
 WRITERS = ("a", "b", "bigram")

@@ -20,7 +20,7 @@ from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError
 from rematch.flops import count_flops
 from rematch.hub import Hub
-from workflows.remodetect.hub_models import check_model, load_config, load_tokenizer
+from rematch.hub_models import check_model, load_config, load_tokenizer
 from workflows.remodetect.language_models import device
 from workflows.remodetect.texts import Row, read_rows
 from workflows.remodetect.trunk import Architecture, load_trunk, new_trunk

@@ -1,0 +1,162 @@
+"""What the language models are made of, and the documents and questions of a seed.
+
+Below the paper tier both come from a generated world: its old facts are the corpus, new documents make the streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError, unknown
+from workflows.mac.hub_streams import evaluation_stream, load_splits, stream
+from workflows.mac.streams import Document, read_documents, read_pairs, write_documents, write_pairs
+from workflows.mac.world import Style, World
+
+WORLD, TOKENIZER = "world.json", "tokenizer"
+MAIN, VALIDATION = "main", "validation"
+"""The stream that everything but ``ood`` is played on, and that on which learning rates are chosen."""
+STYLES = {"templates": Style(held_out=True), "dense": Style(n_facts=5, n_fillers=3)}
+"""Streams unlike those of meta-training by how their documents are written."""
+LONG = "long"
+STREAMS = (MAIN, *STYLES, LONG)
+"""The streams of the generated world."""
+
+
+@dataclass
+class Corpus:
+    """What there is to train and tune a language model on; one copy for all seeds, as a public checkpoint has.
+
+    Attributes:
+        n_names: people of the generated world.
+        n_documents: about them, of the old world.
+        n_validation: pairs of the old world that QA tuning is stopped by.
+        dataset: instead of all that: the pairs that a published data set sets apart for QA tuning.
+        options: of ``load_splits``, where there is a ``dataset``: ``limits``, ``scale``.
+    """
+
+    n_names: int = 640
+    n_documents: int = 4096
+    n_validation: int = 256
+    dataset: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write ``documents``, ``qa_train`` and ``qa_validation``; of the generated world also its tokenizer."""
+        if self.dataset:
+            splits = _load(job, self.dataset, self.options, seed=0)
+            write_pairs(job.out / "qa_train.jsonl", splits.qa_train)
+            write_pairs(job.out / "qa_validation.jsonl", splits.qa_validation)
+            write_documents(job.out / "documents.jsonl", [])
+            return BaseInfo(samples_seen=len(splits.qa_train), notes=dict(splits.dropped))
+        world = World(self.n_names)
+        rng = np.random.default_rng([0, *b"corpus"])
+        names = [name for part in world.names.values() for name in part]
+        chosen = [names[int(i)] for i in rng.integers(len(names), size=self.n_documents)]
+        write_documents(job.out / "documents.jsonl", [world.document(name, rng, old=True) for name in chosen])
+        pairs = world.old_pairs()
+        order = rng.permutation(len(pairs))
+        write_pairs(job.out / "qa_validation.jsonl", [pairs[i] for i in order[: self.n_validation]])
+        write_pairs(job.out / "qa_train.jsonl", [pairs[i] for i in order[self.n_validation :]])
+        world.tokenizer.save_pretrained(job.out / TOKENIZER)
+        (job.out / WORLD).write_text(json.dumps({"n_names": self.n_names}), encoding="utf-8")
+        return BaseInfo(samples_seen=self.n_documents, notes={"pairs": len(pairs)})
+
+
+@dataclass
+class Streams:
+    """Documents to meta-train on, and the streams that what was trained adapts to. Needs ``corpus``.
+
+    Attributes:
+        n_train: documents of the generated world to meta-train on, about the names for that.
+        n_validation: documents of the validation stream, about names of its own.
+        n_stream: documents of a stream, about the names for testing; twice as many in the long one.
+        dataset: instead of the world: a published data set; its evaluation stream of ``n_stream`` documents is the main one.
+        others: further data sets, each a stream of as many documents under its name.
+        options: of ``load_splits``: ``limits``, ``deduplicate``, ``scale``.
+    """
+
+    n_train: int = 8192
+    n_validation: int = 128
+    n_stream: int = 128
+    dataset: str = ""
+    others: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write ``train`` and a file for each stream.
+
+        Raises:
+            RematchError: the world has not enough names, or a data set is missing, bad or too small.
+        """
+        seed = job.seed or 0
+        notes: dict[str, Any] = {}
+        if self.dataset:
+            splits = _load(job, self.dataset, self.options, seed)
+            notes[self.dataset] = dict(splits.dropped)
+            train = list(splits.train)
+            streams = {
+                MAIN: evaluation_stream(splits, self.n_stream, seed),
+                VALIDATION: stream(splits.validation, min(self.n_validation, len(splits.validation)), seed),
+            }
+            for name in self.others:
+                other = _load(job, name, self.options, seed)
+                notes[name] = dict(other.dropped)
+                streams[name] = evaluation_stream(other, self.n_stream, seed)
+        else:
+            train, streams = self._generate(job.needs["corpus"], seed)
+        write_documents(job.out / "train.jsonl", train)
+        for name, documents in streams.items():
+            write_documents(stream_path(job.out, name), documents)
+        digest = hashlib.sha256(stream_path(job.out, MAIN).read_bytes()).hexdigest()[:16]
+        return BaseInfo(samples_seen=len(train), data_hash=digest, notes=notes)
+
+    def _generate(self, corpus: Path, seed: int) -> tuple[list[Document], dict[str, list[Document]]]:
+        world = World(**json.loads((corpus / WORLD).read_text(encoding="utf-8")))
+
+        def rng(purpose: str) -> np.random.Generator:
+            return np.random.default_rng([seed, *purpose.encode()])
+
+        n_names = len(world.names["test"])
+        if self.n_stream > n_names:
+            raise RematchError(f"bases.streams: n_stream: {self.n_stream}; the world has {n_names} names for testing")
+        streams = {
+            MAIN: world.documents("test", self.n_stream, rng(MAIN)),
+            VALIDATION: world.documents("validation", self.n_validation, rng(VALIDATION)),
+            LONG: world.long_stream("test", self.n_stream, rng(LONG)),
+        }
+        for name, style in STYLES.items():
+            streams[name] = world.documents("test", self.n_stream, rng(name), style)
+        return world.documents("train", self.n_train, rng("train")), streams
+
+
+def _load(job: BaseJob, dataset: str, options: dict[str, Any], seed: int) -> Any:
+    for name in options:
+        if name not in ("limits", "deduplicate", "scale"):
+            raise unknown("option", name, ("limits", "deduplicate", "scale"), f"bases.{job.name}: options")
+    return load_splits(job.hub, dataset, seed=seed, **options)
+
+
+def stream_path(streams: Path, name: str) -> Path:
+    """The file of a stream, in the folder of the base ``streams``."""
+    return streams / "streams" / f"{name}.jsonl"
+
+
+def read_stream(streams: Path, name: str) -> list[Document]:
+    """The documents of a stream.
+
+    Raises:
+        RematchError: there is no such stream.
+    """
+    if not stream_path(streams, name).is_file():
+        raise unknown("stream", name, sorted(path.stem for path in (streams / "streams").glob("*.jsonl")), "mac")
+    return read_documents(stream_path(streams, name))
+
+
+__all__ = ["MAIN", "STREAMS", "VALIDATION", "Corpus", "Streams", "read_documents", "read_pairs", "read_stream"]

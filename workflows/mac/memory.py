@@ -1,0 +1,228 @@
+"""MAC as it is meta-trained for the arena, and how a match gets it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoModel, T5Config
+
+from baselines.online.memory import SavedBytes
+from baselines.qa import QAPair
+from methods.mac.config import MACConfig
+from methods.mac.dropout import BackpropDropout
+from methods.mac.model import MAC
+from methods.mac.training import Recipe, Training, train
+from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError, unknown
+from rematch.flops import count_flops
+from rematch.hub import Hub
+from rematch.hub_models import check_model
+from workflows.mac.corpus import MAIN, read_documents, read_stream
+from workflows.mac.language_models import load_lm
+from workflows.mac.streams import Document
+
+NOTES = "memory.json"
+STAGES = ("documents", "sentences")
+
+
+@dataclass
+class Memory:
+    """MAC, meta-trained. Needs ``lm``, ``qa_lm`` and ``streams``.
+
+    Attributes:
+        sizes: fields of ``MACConfig``.
+        encoder: of documents: the id of a T5 on the hub; a T5 of ``encoder_sizes`` with weights of the seed where there is
+            none, with the language model's token embeddings. Questions' has the same weights at first.
+        question_encoder: another id for the encoder of questions.
+        encoder_sizes: fields of ``T5Config``.
+        base_lm: the language model that is frozen: ``tuned`` on questions, as all baselines have it, or ``plain``.
+        n_documents: to meta-train on; the first of the seed's.
+        recipe: fields of ``Recipe``.
+        dropout: fields of ``BackpropDropout``.
+        stages: of training before that, each the fields of a ``Recipe`` and what it is ``of``: ``documents``, or
+            ``sentences``: the facts of the same documents one by one. Sentences that share a memory are of one relation, so
+            that only names tell them apart. None in the paper.
+    """
+
+    sizes: dict[str, Any] = field(default_factory=dict)
+    encoder: str = ""
+    question_encoder: str = ""
+    encoder_sizes: dict[str, Any] = field(default_factory=dict)
+    base_lm: Literal["tuned", "plain"] = "tuned"
+    n_documents: int = 8192
+    recipe: dict[str, Any] = field(default_factory=dict)
+    dropout: dict[str, Any] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write MAC's networks, and what meta-training cost and how it went.
+
+        Raises:
+            RematchError: an option is unknown, or there are fewer documents than ``n_documents``.
+        """
+        where = f"bases.{job.name}"
+        if self.base_lm not in ("tuned", "plain"):
+            raise unknown("base_lm", self.base_lm, ("tuned", "plain"), where)
+        dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
+        stages = [*self.stages, {"of": "documents", **self.recipe, "dropout": dropout}]
+        recipes = [_recipe(stage, f"{where}: {'stages' if stage in self.stages else 'recipe'}") for stage in stages]
+        documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
+        if len(documents) < self.n_documents:
+            raise RematchError(
+                f"{where}: n_documents: {self.n_documents}; the base 'streams' holds {len(documents)} to train on"
+            )
+        seed = job.seed or 0
+        mac = self._new(job, seed)
+        runs: list[Training] = []
+        for number, (of, recipe) in enumerate(recipes):
+            checkpoint = job.out / f"checkpoint-{number}"
+            if of == "sentences":
+                runs.append(train_on_sentences(mac, documents, recipe, seed, checkpoint))
+            else:
+                runs.append(
+                    train(mac, [(d.text, d.pairs) for d in documents], recipe, seed + 1000 * number, checkpoint)
+                )
+        mac.save_pretrained(job.out)
+        stream = read_stream(job.needs["streams"], MAIN)
+        notes = {
+            "base_lm": self.base_lm,
+            "n_documents": self.n_documents,
+            "stream_flops": stream_flops(mac, stream),
+            "train_bytes": step_bytes(mac, documents, recipes[-1][1], seed),
+            "curve": _curve(runs),
+        }
+        (job.out / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+        return BaseInfo(
+            train_flops=sum(run.flops for run in runs),
+            samples_seen=sum(run.documents for run in runs),
+            tokens_seen=sum(run.tokens for run in runs),
+            notes={"final_loss": runs[-1].final_loss, "n_documents": self.n_documents},
+        )
+
+    def _new(self, job: BaseJob, seed: int) -> MAC:
+        lm, tokenizer = load_lm(job.needs["qa_lm" if self.base_lm == "tuned" else "lm"], job.hub)
+        _known(MACConfig, self.sizes, f"bases.{job.name}: sizes")
+        torch.manual_seed(seed)
+        if self.encoder:
+            ids = [self.encoder, self.question_encoder or self.encoder]
+            paths = [check_model(job.hub, each) for each in ids]
+            return MAC.from_lm(lm, tokenizer, encoder=paths[0], question_encoder=paths[1], **self.sizes)
+        known = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        config = T5Config(
+            **known, decoder_start_token_id=tokenizer.pad_token_id, dropout_rate=0.0, **self.encoder_sizes
+        )
+        return MAC.from_lm(lm, tokenizer, encoder=AutoModel.from_config(config), embeddings="lm", **self.sizes)
+
+
+def train_on_sentences(
+    mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: int, checkpoint: Path | None
+) -> Training:
+    """Meta-train on the documents' facts, one sentence each, in memories of one relation."""
+    facts = [(document.name, *fact) for document in documents for fact in sentences(document)]
+    relations = [pair.question.replace(name, "") for name, _, pair in facts]
+    order = alike(relations, recipe, np.random.default_rng([seed, *b"sentences"]))
+    return train(mac, [(text, [pair]) for _, text, pair in facts], recipe, seed, checkpoint, order=order)
+
+
+def sentences(document: Document) -> list[tuple[str, QAPair]]:
+    """The sentences of a generated document that say something, each with its question."""
+    parts = [part.strip() + " ." for part in document.text.split(" .") if part.strip()]
+    telling = [part for part in parts if document.name in part.split()]
+    return list(zip(telling, document.pairs, strict=True))
+
+
+def alike(keys: Sequence[Hashable], recipe: Recipe, rng: np.random.Generator) -> list[int]:
+    """An order of examples in which those that share a memory have the same key, keys drawn by how many have them.
+
+    Raises:
+        RematchError: fewer examples of a key than a memory holds.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    members = [np.array(group) for group in groups.values()]
+    share = np.array([len(group) for group in members]) / len(keys)
+    order: list[int] = []
+    for step in range(recipe.steps):
+        size = recipe.documents_at(step)
+        for group in rng.choice(len(members), size=recipe.banks * recipe.accumulation, p=share):
+            if len(members[group]) < size:
+                raise RematchError(
+                    f"a memory of {size} facts of one relation, of which there are {len(members[group])}"
+                )
+            order += rng.choice(members[group], size=size, replace=False).tolist()
+    return order
+
+
+@torch.no_grad()
+def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
+    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions."""
+    mac.bank = mac.new_bank()
+    adapting = count_flops(mac.adapt, [document.text for document in stream]).forward
+    questions = [pair.question for document in stream for pair in document.pairs]
+    first = questions[:64]
+    aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
+    mac.bank = mac.new_bank()
+    return {"adapting": float(adapting), "aggregating": float(aggregating)}
+
+
+def step_bytes(mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: int) -> int:
+    """Bytes that one batch of meta-training keeps for the backward pass, parameters left out."""
+    chosen = documents[: recipe.documents_at(recipe.steps - 1)]
+    batch = mac.encode([document.text for document in chosen], [document.pairs for document in chosen])
+    mask = recipe.dropout.draw(len(chosen), torch.Generator().manual_seed(seed))
+    with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
+        mac(batch, mask)
+    return saved.total
+
+
+def load_memory(folder: Path, lm: Path, qa_lm: Path, hub: Hub | None) -> MAC:
+    """The MAC of a base around its language model, with an empty bank."""
+    model, tokenizer = load_lm(qa_lm if read_notes(folder)["base_lm"] == "tuned" else lm, hub)
+    return MAC.from_pretrained(folder, model, tokenizer).to(model.device)
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What a base's ``build`` left in its notes."""
+    return dict(json.loads((folder / NOTES).read_text(encoding="utf-8")))
+
+
+def _curve(runs: Sequence[Training], n_points: int = 40) -> list[tuple[int, float]]:
+    """Mean losses of equal stretches of all steps, each with the step at its end."""
+    losses = [loss for run in runs for loss in run.losses]
+    ends = np.unique(np.linspace(0, len(losses), n_points + 1).round().astype(int))
+    return [(int(b), float(np.mean(losses[a:b]))) for a, b in itertools.pairwise(ends)]
+
+
+def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:
+    options = {name: value for name, value in stage.items() if name != "of"}
+    if stage.get("of") not in STAGES:
+        raise unknown("of", str(stage.get("of")), STAGES, where)
+    return stage["of"], _made(Recipe, options, where)
+
+
+def _made(cls: Any, options: dict[str, Any], where: str) -> Any:
+    _known(cls, options, where)
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise RematchError(f"{where}: {error}") from error
+
+
+def _known(cls: Any, options: dict[str, Any], where: str) -> None:
+    allowed = [each.name for each in dataclasses.fields(cls)]
+    for name in options:
+        if name not in allowed:
+            raise unknown("key", name, allowed, where)

@@ -1,0 +1,159 @@
+"""What takes part: something that is told documents, one after another, and is then asked questions about them.
+
+A contender of the card is a few options; for a match it becomes a player. Here is what all players share, and those that
+learn nothing; ``finetuning``, ``memory_player`` and ``retrieval`` have the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.decoding import GREEDY, Beams
+from baselines.online.memory import PeakBytes
+from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
+from rematch.arena import Task
+from rematch.flops import count_flops
+from rematch.play import Skip
+from workflows.mac.language_models import load_lm
+from workflows.mac.streams import Document
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put.
+
+    Attributes:
+        max_new_tokens, beams, batch_size: see ``baselines.qa.generate_answers``.
+        max_length, max_answer: likewise.
+        max_document: tokens read of a document.
+    """
+
+    max_new_tokens: int = 16
+    beams: Beams = GREEDY
+    batch_size: int = 64
+    max_length: int = MAX_LENGTH
+    max_answer: int = MAX_ANSWER
+    max_document: int = 512
+
+
+@dataclass
+class Costs:
+    """What one document or one question takes.
+
+    Attributes:
+        peak: bytes alive at once, above the model that is there anyway.
+        saved: bytes kept for the backward pass.
+        kept: bytes that stay for good.
+    """
+
+    peak: int = 0
+    saved: int = 0
+    kept: int = 0
+
+
+class Player:
+    """The language model as it is: it is told nothing. The base of all players.
+
+    Attributes:
+        meta_flops: spent on training before the stream, on top of the language model's own.
+        fixed: whether more FLOPs on a stream would be of no use to it.
+        adapt_flops, answer_flops: spent on documents and on questions so far, where ``counting``.
+    """
+
+    meta_flops = 0.0
+    fixed = True
+
+    def __init__(self, task: Task, asking: Asking, counting: bool = False) -> None:
+        self.task, self.asking, self.counting = task, asking, counting
+        self.adapt_flops = self.answer_flops = 0.0
+        self.n_seen = 0
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        return load_lm(self.task.bases["qa_lm"], self.task.hub)
+
+    @property
+    def lm(self) -> Any:
+        """The language model that answers."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._loaded[1]
+
+    def adapt(self, documents: Sequence[Document]) -> None:
+        """Read documents, in order, once."""
+        self.n_seen += len(documents)
+
+    def adapt_within(self, documents: Sequence[Document], flops: float) -> None:
+        """Read the stream, again and again where that is of use, until so many FLOPs are spent; once at least."""
+        self.adapt(documents)
+
+    def answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
+        """Answers to questions.
+
+        Args:
+            gold: the documents that they are about, counted from the first that was read; for oracles only.
+        """
+        if not self.counting:
+            return self._answer(questions, gold)
+        found: list[str] = []
+        self.answer_flops += count_flops(lambda: found.extend(self._answer(questions, gold))).forward
+        return found
+
+    def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
+        ask = self.asking
+        return generate_answers(
+            self.lm, self.tokenizer, questions, ask.max_new_tokens, None, ask.beams, ask.batch_size, ask.max_length, ask.max_answer
+        )  # fmt: skip
+
+    def document_costs(self, document: Document) -> Costs:
+        """What reading one more document takes."""
+        return Costs()
+
+    def question_costs(self, question: str) -> Costs:
+        """What answering one question takes, after what was read so far."""
+        with PeakBytes() as memory:
+            self._answer([question], [0])
+        return Costs(peak=memory.peak)
+
+    def notes(self) -> dict[str, Any]:
+        """What meta-training left to be known."""
+        raise Skip("nothing is trained before the stream")
+
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
+        """How much of its attention each question gives to the document that it is about, (N, layers)."""
+        raise Skip("it attends to no documents")
+
+
+@dataclass
+class NoAdaptation:
+    """The language model without the documents."""
+
+    def player(self, task: Task, asking: Asking, counting: bool) -> Player:
+        return Player(task, asking, counting)
+
+
+class EvenPlayer(Player):
+    """Attention spread evenly."""
+
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
+        return torch.full((len(questions), 1), 1 / self.n_seen)
+
+
+@dataclass
+class EvenAttention:
+    """What attention that knows nothing would give: the same to every document."""
+
+    def player(self, task: Task, asking: Asking, counting: bool) -> Player:
+        return EvenPlayer(task, asking, counting)
+
+
+def texts(documents: Sequence[Document]) -> list[str]:
+    return [document.text for document in documents]

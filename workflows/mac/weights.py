@@ -1,0 +1,109 @@
+"""CaMeLS' weight network as it is meta-trained for the arena."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baselines.online import MetaBatch, MetaRecipe, WeightNet, meta_train
+from baselines.qa import encode_pairs
+from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError
+from workflows.mac.corpus import read_documents
+from workflows.mac.language_models import load_lm
+from workflows.mac.streams import Document
+
+NOTES = "weights.json"
+MULTIPLE = 16
+"""Documents are padded to a multiple of this many tokens, so that few shapes have their FLOPs counted."""
+
+
+@dataclass
+class Weights:
+    """The weight network of CaMeLS, meta-trained. Needs ``qa_lm``, ``streams`` and ``corpus``.
+
+    Attributes:
+        n_documents: to meta-train on; the first of the seed's.
+        n_layers: of the language model that the network's body starts as a copy of; all where 0.
+        steps: of Adam on the network, each of ``accumulation`` batches.
+        batch_size: documents in a batch, which the language model learns one after another.
+        inner_learning_rate, learning_rate, accumulation, anchor, reset_every: see ``MetaRecipe``.
+        max_document: tokens read of a document.
+    """
+
+    n_documents: int = 8192
+    n_layers: int = 0
+    steps: int = 100
+    batch_size: int = 6
+    inner_learning_rate: float = 5e-4
+    learning_rate: float = 1e-5
+    accumulation: int = 4
+    anchor: float = 0.1
+    reset_every: int = 4
+    max_document: int = 512
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write the network.
+
+        Raises:
+            RematchError: there are fewer documents than ``n_documents``.
+        """
+        documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
+        if len(documents) < self.n_documents:
+            raise RematchError(
+                f"bases.{job.name}: n_documents: {self.n_documents}; the base 'streams' holds {len(documents)} to train on"
+            )
+        lm, tokenizer = load_lm(job.needs["qa_lm"], job.hub)
+        seed = job.seed or 0
+        torch.manual_seed(seed)
+        net = WeightNet.from_lm(lm, self.n_layers or None)
+        anchors = [document.text for document in read_documents(job.needs["corpus"] / "documents.jsonl")]
+        anchors = anchors or [document.text for document in documents]
+        recipe = MetaRecipe(
+            self.inner_learning_rate, self.learning_rate, self.accumulation, self.anchor, self.reset_every
+        )
+        done = meta_train(net, lm, self._batches(tokenizer, documents, anchors, seed), recipe, seed)
+        net.save_pretrained(job.out)
+        (job.out / NOTES).write_text(json.dumps({"n_documents": self.n_documents}), encoding="utf-8")
+        read = self.steps * self.accumulation * self.batch_size
+        tail = done.qa_losses[-max(1, len(done.qa_losses) // 10) :]
+        notes = {"qa_loss": float(np.mean(tail)), "first_qa_loss": done.qa_losses[0], "n_documents": self.n_documents}
+        return BaseInfo(done.flops, samples_seen=read, notes=notes)
+
+    def _batches(
+        self, tokenizer: object, documents: Sequence[Document], anchors: Sequence[str], seed: int
+    ) -> Iterator[MetaBatch]:
+        """Batches in the order of the seed; a document is asked one of its questions, as released."""
+        rng = np.random.default_rng([seed, *b"camels"])
+        queue: list[int] = []
+        for _ in range(self.steps * self.accumulation):
+            while len(queue) < self.batch_size:
+                queue += rng.permutation(len(documents)).tolist()
+            chosen = [documents[i] for i in queue[: self.batch_size]]
+            del queue[: self.batch_size]
+            pairs = [document.pairs[int(rng.integers(len(document.pairs)))] for document in chosen]
+            kept = [anchors[int(i)] for i in rng.integers(len(anchors), size=self.batch_size)]
+            yield MetaBatch(
+                *_padded(tokenizer, [document.text for document in chosen], self.max_document),
+                encode_pairs(tokenizer, pairs),  # type: ignore[arg-type]
+                *_padded(tokenizer, kept, self.max_document),
+            )
+
+
+def n_documents(folder: Path) -> int:
+    """How many documents a network was meta-trained on."""
+    return int(json.loads((folder / NOTES).read_text(encoding="utf-8"))["n_documents"])
+
+
+def _padded(tokenizer: object, texts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
+    rows = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]  # type: ignore[operator]
+    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
