@@ -55,6 +55,13 @@ class BM25:
         found = [np.argsort(-self.scores(question), kind="stable")[:k] for question in questions]
         return np.stack(found) if found else np.zeros((0, k), np.int64)
 
+    def prepended(self, questions: Sequence[str], k: int) -> list[str]:
+        """Each question behind its k best documents, the best of them last."""
+        places = self.search(questions, k)
+        return [
+            prepend([self.documents[i] for i in row], question) for row, question in zip(places, questions, strict=True)
+        ]
+
 
 def prepend(documents: Sequence[str], question: str) -> str:
     """The question behind the documents, best last, so that a cut on the left takes the least relevant words."""
@@ -63,8 +70,5 @@ def prepend(documents: Sequence[str], question: str) -> str:
 
 def with_documents(index: BM25, pairs: Sequence[QAPair], k: int) -> list[QAPair]:
     """Each question with its k best documents before it: what the language model is tuned and asked on."""
-    places = index.search([pair.question for pair in pairs], k)
-    return [
-        QAPair(prepend([index.documents[i] for i in row], pair.question), pair.answer)
-        for row, pair in zip(places, pairs, strict=True)
-    ]
+    prompts = index.prepended([pair.question for pair in pairs], k)
+    return [QAPair(prompt, pair.answer) for prompt, pair in zip(prompts, pairs, strict=True)]

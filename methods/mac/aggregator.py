@@ -21,6 +21,10 @@ SCORES_AT_ONCE = 2**18
 """Attention scores computed at a time in such a part: as many as stay in the cache."""
 
 
+GROUP_ROWS = 64
+"""Rows of the bank in the groups that are aggregated at a time, hierarchically; one group at least."""
+
+
 class CrossAttentionBlock(nn.Module):
     """z + Attn(LN(z), LN(memory)), then z + FFN(LN(z)); no dropout.
 
@@ -166,12 +170,13 @@ class Aggregator(nn.Module):
     def _reduced(self, z: Tensor, bank: Tensor, group_size: int, height: int) -> Tensor:
         """The bank (at most M ** (height + 1) entries) after ``height`` rounds: (N, at most M, T, d)."""
         if height == 1:
-            return self._grouped(z, bank, group_size)
+            at_once = max(1, GROUP_ROWS // (group_size * bank.shape[1])) * group_size
+            return torch.cat([self._grouped(z, part, group_size) for part in bank.split(at_once)], dim=1)
         parts = bank.split(group_size**height)
         return torch.stack([self(z, self._reduced(z, part, group_size, height - 1)) for part in parts], dim=1)
 
     def _grouped(self, z: Tensor, bank: Tensor, group_size: int) -> Tensor:
-        """One round over a bank (K, T, d) that all questions share: (N, K / M, T, d), all whole groups at once."""
+        """One round over part of a bank (K, T, d) that all questions share: (N, K / M, T, d), all whole groups at once."""
         n, t, d = z.shape
         n_whole = len(bank) // group_size
         found = []

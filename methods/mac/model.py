@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.decoding import GREEDY, Beams
+from baselines.loading import load_lm, load_tokenizer
 from baselines.qa import QABatch, QAPair, encode_pairs, generate_answers, qa_loss
 from methods.mac.aggregator import Aggregator
 from methods.mac.amortizer import Amortizer, BackboneSource, copy_embeddings, load_backbone
@@ -29,7 +30,6 @@ from methods.mac.bank import MemoryBank, Policy, read_notes
 from methods.mac.batches import Batch, encode_texts
 from methods.mac.config import MACConfig
 from methods.mac.dropout import GradientMask, amortize_in_parts
-from methods.mac.loading import load_lm, load_tokenizer
 from methods.mac.modulation import LoRAModulation, PrefixModulation
 from methods.mac.progress import progress_bar
 from rematch.errors import RematchError, unknown

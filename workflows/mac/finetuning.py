@@ -54,6 +54,7 @@ class FinetuningPlayer(Player):
         """Of one step, gradients and the optimizer's state included."""
         new = type(self)(self.task, self.asking, False, **self._options())
         tokens = new.encode([document])
+        new.finetuner.flops_of(tokens[0])  # counted apart, it needs memory of its own
         with PeakBytes() as memory:
             new.finetuner.adapt(tokens)
         return Costs(peak=memory.peak, saved=new.finetuner.cost.saved_bytes)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from baselines.loading import load_lm as load_causal_lm
+from baselines.loading import load_tokenizer
 from baselines.next_token import Recipe, read_only, train
 from baselines.online import with_documents
 from baselines.online.retrieval import BM25
 from baselines.qa import QAPair, qa_tune
 from rematch.arena import BaseInfo, BaseJob
-from rematch.errors import RematchError
 from rematch.hub import Hub
 from rematch.hub_models import check_model
 from workflows.mac.corpus import TOKENIZER, read_documents, read_pairs
@@ -142,22 +143,22 @@ def max_length(model: Any) -> int:
     return min(int(positions), 1024) - 2
 
 
-def load_lm(folder: Path, hub: Hub | None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model of a base, in evaluation mode where there is a GPU on it, and its tokenizer.
+def load_lm(
+    folder: Path, hub: Hub | None, quantize: Literal["nf4"] | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model of a base, in evaluation mode and where there is a GPU on it, and its tokenizer.
 
     Raises:
-        RematchError: its weights cannot be read.
+        RematchError: its weights cannot be read, or not in 4 bits here.
     """
     source, dtype = str(folder), "float32"
     if (folder / POINTER).is_file():
         pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
         source, dtype = hub.model_path(pointer["id"]) if hub else pointer["id"], pointer["dtype"]
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise RematchError(f"no language model can be loaded from '{source}': {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    model: Any = load_causal_lm(source, quantize, getattr(torch, dtype))
+    if quantize is None:
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval(), load_tokenizer(source)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

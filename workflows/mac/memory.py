@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoModel, T5Config
 
+from baselines.online import BM25, with_documents
 from baselines.online.memory import SavedBytes
 from baselines.qa import QAPair
 from methods.mac.config import MACConfig
 from methods.mac.dropout import BackpropDropout
 from methods.mac.model import MAC
-from methods.mac.training import Recipe, Training, train
+from methods.mac.training import Example, Recipe, Training, train
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.flops import count_flops
@@ -31,11 +32,18 @@ from workflows.mac.streams import Document
 
 NOTES = "memory.json"
 STAGES = ("documents", "sentences")
+CURVE_POINTS = 15
+"""Of a stage's learning curve."""
+LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
+"""The base that each ``base_lm`` is."""
 
 
 @dataclass
 class Memory:
-    """MAC, meta-trained. Needs ``lm``, ``qa_lm`` and ``streams``.
+    """MAC, meta-trained. Needs ``streams`` and the language model that ``base_lm`` names.
+
+    Where it needs ``memory_start``, it goes on from that one's networks, and its own sizes and encoders do not count; what
+    training the start cost is part of its cost.
 
     Attributes:
         sizes: fields of ``MACConfig``.
@@ -43,7 +51,10 @@ class Memory:
             none, with the language model's token embeddings. Questions' has the same weights at first.
         question_encoder: another id for the encoder of questions.
         encoder_sizes: fields of ``T5Config``.
-        base_lm: the language model that is frozen: ``tuned`` on questions, as all baselines have it, or ``plain``.
+        base_lm: the language model that is frozen: ``tuned`` on questions, as all baselines have it, ``plain``, or the ``reader``,
+            which was tuned on questions behind retrieved documents.
+        reads: documents that BM25 finds, which the language model reads before a question in training too.
+        quantize: ``nf4``: language model and encoders in 4 bits, where there is a GPU.
         n_documents: to meta-train on; the first of the seed's.
         recipe: fields of ``Recipe``.
         dropout: fields of ``BackpropDropout``.
@@ -56,7 +67,9 @@ class Memory:
     encoder: str = ""
     question_encoder: str = ""
     encoder_sizes: dict[str, Any] = field(default_factory=dict)
-    base_lm: Literal["tuned", "plain"] = "tuned"
+    base_lm: Literal["tuned", "plain", "reader"] = "tuned"
+    reads: int = 0
+    quantize: Literal["", "nf4"] = ""
     n_documents: int = 8192
     recipe: dict[str, Any] = field(default_factory=dict)
     dropout: dict[str, Any] = field(default_factory=dict)
@@ -69,8 +82,8 @@ class Memory:
             RematchError: an option is unknown, or there are fewer documents than ``n_documents``.
         """
         where = f"bases.{job.name}"
-        if self.base_lm not in ("tuned", "plain"):
-            raise unknown("base_lm", self.base_lm, ("tuned", "plain"), where)
+        if self.base_lm not in LMS:
+            raise unknown("base_lm", self.base_lm, LMS, where)
         dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
         stages = [*self.stages, {"of": "documents", **self.recipe, "dropout": dropout}]
         recipes = [_recipe(stage, f"{where}: {'stages' if stage in self.stages else 'recipe'}") for stage in stages]
@@ -80,50 +93,67 @@ class Memory:
                 f"{where}: n_documents: {self.n_documents}; the base 'streams' holds {len(documents)} to train on"
             )
         seed = job.seed or 0
-        mac = self._new(job, seed)
+        start = job.needs.get("memory_start")
+        before = {} if start is None else read_notes(start)
+        mac = self._new(job, seed) if start is None else load_memory(start, job.needs, job.hub)
+        examples = _examples(documents, self.reads)
         runs: list[Training] = []
         for number, (of, recipe) in enumerate(recipes):
             checkpoint = job.out / f"checkpoint-{number}"
             if of == "sentences":
                 runs.append(train_on_sentences(mac, documents, recipe, seed, checkpoint))
             else:
-                runs.append(
-                    train(mac, [(d.text, d.pairs) for d in documents], recipe, seed + 1000 * number, checkpoint)
-                )
+                runs.append(train(mac, examples, recipe, seed + 1000 * number, checkpoint))
         mac.save_pretrained(job.out)
         stream = read_stream(job.needs["streams"], MAIN)
+        cost = {
+            "train_flops": sum(run.flops for run in runs) + before.get("train_flops", 0.0),
+            "samples_seen": sum(run.documents for run in runs) + before.get("samples_seen", 0),
+            "tokens_seen": sum(run.tokens for run in runs) + before.get("tokens_seen", 0),
+        }
         notes = {
             "base_lm": self.base_lm,
+            "quantize": self.quantize,
+            "reads": self.reads,
             "n_documents": self.n_documents,
             "stream_flops": stream_flops(mac, stream),
             "train_bytes": step_bytes(mac, documents, recipes[-1][1], seed),
-            "curve": _curve(runs),
+            "curve": [
+                *before.get("curve", []),
+                *_curve(runs, [recipe for _, recipe in recipes], before.get("steps", 0)),
+            ],
+            "steps": before.get("steps", 0) + sum(recipe.steps for _, recipe in recipes),
+            **cost,
         }
         (job.out / NOTES).write_text(json.dumps(notes), encoding="utf-8")
-        return BaseInfo(
-            train_flops=sum(run.flops for run in runs),
-            samples_seen=sum(run.documents for run in runs),
-            tokens_seen=sum(run.tokens for run in runs),
-            notes={"final_loss": runs[-1].final_loss, "n_documents": self.n_documents},
-        )
+        return BaseInfo(**cost, notes={"final_loss": runs[-1].final_loss, "n_documents": self.n_documents})
 
     def _new(self, job: BaseJob, seed: int) -> MAC:
-        lm, tokenizer = load_lm(job.needs["qa_lm" if self.base_lm == "tuned" else "lm"], job.hub)
+        lm, tokenizer = load_lm(job.needs[LMS[self.base_lm]], job.hub, self.quantize or None)
         _known(MACConfig, self.sizes, f"bases.{job.name}: sizes")
         torch.manual_seed(seed)
         if self.encoder:
-            ids = [self.encoder, self.question_encoder or self.encoder]
-            paths = [check_model(job.hub, each) for each in ids]
+            both = (self.encoder, self.question_encoder or self.encoder)
+            paths = [check_model(job.hub, each) for each in both]
             return MAC.from_lm(lm, tokenizer, encoder=paths[0], question_encoder=paths[1], **self.sizes)
-        known = {
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        options: dict[str, Any] = {
             "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
+            "decoder_start_token_id": tokenizer.pad_token_id,
+            **ids,
         }
-        config = T5Config(
-            **known, decoder_start_token_id=tokenizer.pad_token_id, dropout_rate=0.0, **self.encoder_sizes
-        )
+        config = T5Config(**{"dropout_rate": 0.0, **options, **self.encoder_sizes})
         return MAC.from_lm(lm, tokenizer, encoder=AutoModel.from_config(config), embeddings="lm", **self.sizes)
+
+
+def _examples(documents: Sequence[Document], reads: int) -> list[Example]:
+    if not reads:
+        return [(document.text, document.pairs) for document in documents]
+    index = BM25([document.text for document in documents])
+    return [
+        (document.text, document.pairs, [pair.question for pair in with_documents(index, document.pairs, reads)])
+        for document in documents
+    ]
 
 
 def train_on_sentences(
@@ -188,9 +218,14 @@ def step_bytes(mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: in
     return saved.total
 
 
-def load_memory(folder: Path, lm: Path, qa_lm: Path, hub: Hub | None) -> MAC:
-    """The MAC of a base around its language model, with an empty bank."""
-    model, tokenizer = load_lm(qa_lm if read_notes(folder)["base_lm"] == "tuned" else lm, hub)
+def load_memory(folder: Path, bases: Mapping[str, Path], hub: Hub | None) -> MAC:
+    """The MAC of a base around its language model, with an empty bank.
+
+    Args:
+        bases: the folders of all bases, by name.
+    """
+    notes = read_notes(folder)
+    model, tokenizer = load_lm(bases[LMS[notes["base_lm"]]], hub, notes["quantize"] or None)
     return MAC.from_pretrained(folder, model, tokenizer).to(model.device)
 
 
@@ -199,11 +234,19 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / NOTES).read_text(encoding="utf-8")))
 
 
-def _curve(runs: Sequence[Training], n_points: int = 40) -> list[tuple[int, float]]:
-    """Mean losses of equal stretches of all steps, each with the step at its end."""
-    losses = [loss for run in runs for loss in run.losses]
-    ends = np.unique(np.linspace(0, len(losses), n_points + 1).round().astype(int))
-    return [(int(b), float(np.mean(losses[a:b]))) for a, b in itertools.pairwise(ends)]
+def _curve(runs: Sequence[Training], recipes: Sequence[Recipe], first: int) -> list[tuple[int, float]]:
+    """Mean losses of stretches of steps, each with the step at its end, counted on from ``first``.
+
+    Of a run that was resumed the steps before are missing.
+    """
+    curve = []
+    for run, recipe in zip(runs, recipes, strict=True):
+        first += recipe.steps
+        ends = np.unique(np.linspace(0, len(run.losses), CURVE_POINTS + 1).round().astype(int))
+        curve += [
+            (first - len(run.losses) + int(b), float(np.mean(run.losses[a:b]))) for a, b in itertools.pairwise(ends)
+        ]
+    return curve
 
 
 def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:

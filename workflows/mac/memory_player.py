@@ -15,7 +15,6 @@ from methods.mac.bank import Policy
 from rematch.arena import Task
 from rematch.errors import RematchError, unknown
 from rematch.flops import count_flops
-from rematch.play import Skip
 from workflows.mac.memory import load_memory, read_notes
 from workflows.mac.players import Asking, Costs, Player, texts
 from workflows.mac.streams import Document
@@ -36,7 +35,8 @@ class MemoryPlayer(Player):
             known = ", ".join(map(str, sorted(folders)))
             raise RematchError(f"no MAC was meta-trained on {wanted} documents; there are: {known}")
         self.base = folders[wanted]
-        self.mac = load_memory(bases[self.base], bases.get("lm", bases["qa_lm"]), bases["qa_lm"], task.hub)
+        self.mac = load_memory(bases[self.base], bases, task.hub)
+        self.reads = int(read_notes(bases[self.base])["reads"])
         self.meta_flops = task.base_info[self.base].train_flops
         self.texts: list[str] = []
         self._generator = torch.Generator().manual_seed(task.seed)
@@ -67,6 +67,7 @@ class MemoryPlayer(Player):
             max_new_tokens=ask.max_new_tokens,
             beams=ask.beams,
             batch_size=ask.batch_size,
+            **({"prompts": BM25(self.texts).prepended(questions, self.reads)} if self.reads else {}),
         )
 
     def _visible(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
@@ -77,10 +78,11 @@ class MemoryPlayer(Player):
             return torch.from_numpy(BM25(self.texts).search(questions, self.options.top_k))
         return None
 
+    @property
     def notes(self) -> dict[str, Any]:
         return read_notes(self.task.bases[self.base])
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
         options = self.options
         if (
             options.limit is not None
@@ -88,7 +90,7 @@ class MemoryPlayer(Player):
             or options.sees != "all"
             or not self.mac.aggregator
         ):
-            raise Skip("its questions do not look at the whole bank at once")
+            return None
         mass = self.mac.attention_mass(questions)
         return mass[torch.arange(len(questions)), :, torch.tensor(gold)]
 

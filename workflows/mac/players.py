@@ -19,7 +19,6 @@ from baselines.online.memory import PeakBytes
 from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
 from rematch.arena import Task
 from rematch.flops import count_flops
-from rematch.play import Skip
 from workflows.mac.language_models import load_lm
 from workflows.mac.streams import Document
 
@@ -108,10 +107,21 @@ class Player:
         return found
 
     def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
+        return self._generate(questions, self.asking.max_length)
+
+    def _generate(self, prompts: Sequence[str], max_length: int) -> list[str]:
+        """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer."""
         ask = self.asking
         return generate_answers(
-            self.lm, self.tokenizer, questions, ask.max_new_tokens, None, ask.beams, ask.batch_size, ask.max_length, ask.max_answer
-        )  # fmt: skip
+            self.lm,
+            self.tokenizer,
+            prompts,
+            ask.max_new_tokens,
+            beams=ask.beams,
+            batch_size=ask.batch_size,
+            max_length=max_length,
+            max_answer=ask.max_answer,
+        )
 
     def document_costs(self, document: Document) -> Costs:
         """What reading one more document takes."""
@@ -123,13 +133,17 @@ class Player:
             self._answer([question], [0])
         return Costs(peak=memory.peak)
 
+    @property
     def notes(self) -> dict[str, Any]:
         """What meta-training left to be known."""
-        raise Skip("nothing is trained before the stream")
+        return {}
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
-        """How much of its attention each question gives to the document that it is about, (N, layers)."""
-        raise Skip("it attends to no documents")
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
+        """How much of its attention each question gives to the document that it is about, (N, blocks).
+
+        None where questions do not attend to all documents at once.
+        """
+        return None
 
 
 @dataclass
@@ -143,7 +157,7 @@ class NoAdaptation:
 class EvenPlayer(Player):
     """Attention spread evenly."""
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
         return torch.full((len(questions), 1), 1 / self.n_seen)
 
 

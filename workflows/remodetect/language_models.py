@@ -15,8 +15,8 @@ from baselines.detectors.resampling import Filler, NGramFiller, T5Filler
 from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
 from rematch.hub import Hub
-from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
 from rematch.hub_models import check_model
+from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
 
 POINTER = "hub.json"
 WRITERS = ("a", "b", "bigram")
