@@ -158,15 +158,28 @@ class MAC(nn.Module):
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def encode(self, docs: Sequence[str], pairs: Sequence[QAPair | Sequence[QAPair]]) -> Batch:
-        """Tokenize K documents, each with one or more questions and answers, for a step."""
+    def encode(
+        self,
+        docs: Sequence[str],
+        pairs: Sequence[QAPair | Sequence[QAPair]],
+        prompts: Sequence[str] | None = None,
+    ) -> Batch:
+        """Tokenize K documents, each with one or more questions and answers, for a step.
+
+        Args:
+            prompts: what the language model reads in place of each question, in the order of all questions; the question
+                encoder reads the questions all the same. With documents that retrieval found before the question this is
+                MAC beside retrieval (table 2).
+        """
         if len(docs) != len(pairs):
             raise RematchError(f"{len(docs)} documents and questions for {len(pairs)}")
         of_each = [[of] if isinstance(of, QAPair) else list(of) for of in pairs]
         flat = [pair for of in of_each for pair in of]
         documents = encode_texts(self.encoder_tokenizer, docs, self.config.max_document)
         questions = self._encode_questions([pair.question for pair in flat])
-        qa = encode_pairs(self.tokenizer, flat, self.config.max_length, self.config.max_answer)
+        asked = _prompts([pair.question for pair in flat], prompts)
+        answered = [QAPair(prompt, pair.answer) for prompt, pair in zip(asked, flat, strict=True)]
+        qa = encode_pairs(self.tokenizer, answered, self.config.max_length, self.config.max_answer)
         gold = torch.tensor([k for k, of in enumerate(of_each) for _ in of])
         return Batch(*documents, *questions, qa, gold).to(self.device)
 
@@ -218,9 +231,10 @@ class MAC(nn.Module):
         pairs: Sequence[QAPair | Sequence[QAPair]],
         mask: GradientMask | None = None,
         twice: bool = False,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """``forward`` of texts: the loss of a training step on K documents with their questions."""
-        return cast(Tensor, self(self.encode(docs, pairs), mask, twice))
+        return cast(Tensor, self(self.encode(docs, pairs, prompts), mask, twice))
 
     # -- documents ------------------------------------------------------------------------------------------------
 
@@ -301,7 +315,8 @@ class MAC(nn.Module):
     # -- questions ------------------------------------------------------------------------------------------------
 
     def _encode_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return encode_texts(self.question_tokenizer, questions, self.config.max_length - self.config.max_answer)
+        length = self.config.max_question or self.config.max_length - self.config.max_answer
+        return encode_texts(self.question_tokenizer, questions, length)
 
     def ask(self, questions: Sequence[str]) -> Tensor:
         """The vectors with which questions look at the bank, (N, T, d)."""
@@ -391,15 +406,18 @@ class MAC(nn.Module):
         max_new_tokens: int = 16,
         beams: Beams = GREEDY,
         batch_size: int = 64,
+        prompts: Sequence[str] | None = None,
     ) -> list[str]:
         """The frozen model's answers, steered by what the questions find in the bank.
 
         Args:
             bank, group_size, select: see ``aggregate``.
+            prompts: what the language model reads in place of each question, as of ``encode``.
             max_new_tokens, beams: see ``baselines.qa.generate_answers``.
             batch_size: questions at once.
         """
         answers: list[str] = []
+        asked = _prompts(questions, prompts)
         with self._inference():
             for first in range(0, len(questions), batch_size):
                 part = slice(first, first + batch_size)
@@ -409,7 +427,7 @@ class MAC(nn.Module):
                     answers += generate_answers(
                         self.lm,
                         self.tokenizer,
-                        questions[part],
+                        asked[part],
                         max_new_tokens,
                         cache,
                         beams,
@@ -505,6 +523,13 @@ def _lm_and_tokenizer(
     if tokenizer is None:
         raise RematchError("MAC: give the language model's tokenizer with the language model")
     return lm, tokenizer
+
+
+def _prompts(questions: Sequence[str], prompts: Sequence[str] | None) -> Sequence[str]:
+    """What the language model reads for each question."""
+    if prompts is not None and len(prompts) != len(questions):
+        raise RematchError(f"{len(questions)} questions and {len(prompts)} prompts: the language model needs one each")
+    return questions if prompts is None else prompts
 
 
 def _update(digest: Any, text: str) -> None:
