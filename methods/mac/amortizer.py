@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, T5EncoderModel
 
+from baselines.loading import Quantization, quantized
 from methods.mac.token_mlps import TokenMLPs
 from rematch.errors import RematchError, unknown
 
@@ -77,12 +78,20 @@ class Amortizer(nn.Module):
         return read.gather(1, index)
 
 
-def load_backbone(source: BackboneSource, architecture: Architecture) -> PreTrainedModel:
+def load_backbone(
+    source: BackboneSource, architecture: Architecture, quantize: Quantization | None = None
+) -> PreTrainedModel:
     """A transformer of its own for an ``Amortizer``: nothing is shared with what the caller passes in.
 
+    Args:
+        quantize: load the weights of its linear maps in 4 bits. They are not trained then, only what stays in full precision
+            is: embeddings, norms, and T5's maps ``wo`` (so the official code for LLaMA-2).
+
     Raises:
-        RematchError: an unknown architecture, weights that cannot be loaded, or a model of another kind.
+        RematchError: an unknown architecture, weights that cannot be loaded, or not in 4 bits, or a model of another kind.
     """
+    if quantize is not None and not isinstance(source, str):
+        raise RematchError(f"quantize='{quantize}' loads an encoder by its id or folder: give that, not a model of it")
     if architecture not in get_args(Architecture):
         raise unknown("architecture", architecture, get_args(Architecture), "MAC")
     if isinstance(source, PreTrainedModel):
@@ -97,7 +106,9 @@ def load_backbone(source: BackboneSource, architecture: Architecture) -> PreTrai
         config: Any = AutoConfig.from_pretrained(source) if isinstance(source, str) else copy.deepcopy(source)
         half = architecture == "encoder" and config.model_type == "t5"
         if isinstance(source, str):
-            model = (T5EncoderModel if half else AutoModel).from_pretrained(source, use_safetensors=True)
+            model = (T5EncoderModel if half else AutoModel).from_pretrained(
+                source, use_safetensors=True, **quantized(quantize)
+            )
         else:
             model = T5EncoderModel(config) if half else AutoModel.from_config(config)
     except (OSError, ValueError) as error:

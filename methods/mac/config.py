@@ -7,7 +7,7 @@ from typing import Literal
 
 from baselines.qa import MAX_ANSWER, MAX_LENGTH
 from methods.mac.amortizer import Architecture
-from rematch.errors import unknown
+from rematch.errors import RematchError, unknown
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class MACConfig:
         equal_query_key: see ``Aggregator``.
         lm_dropout: whether the frozen language model's own dropout is on in training (official code).
         max_document: tokens read of a document.
-        max_length, max_answer: of question and answer, and of the answer alone; see ``baselines.qa``.
+        max_length, max_answer: of what the language model reads and answers, and of the answer alone; see ``baselines.qa``.
+        max_question: tokens that the question encoder reads; None: ``max_length - max_answer``. Less than that where the
+            language model's prompts are longer than the questions.
     """
 
     n_tokens: int = 24
@@ -44,9 +46,12 @@ class MACConfig:
     max_document: int = 512
     max_length: int = MAX_LENGTH
     max_answer: int = MAX_ANSWER
+    max_question: int | None = None
 
     def __post_init__(self) -> None:
         if self.aggregate not in ("attention", "none"):
             raise unknown("aggregate", self.aggregate, ("attention", "none"), "MAC")
         if self.modulation not in ("prefix", "lora"):
             raise unknown("modulation", self.modulation, ("prefix", "lora"), "MAC")
+        if self.max_question is not None and self.max_question < 1:
+            raise RematchError(f"MAC: max_question is at least 1 token, or None, not {self.max_question}")

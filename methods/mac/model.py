@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.decoding import GREEDY, Beams
-from baselines.loading import load_lm, load_tokenizer
+from baselines.loading import Quantization, load_lm, load_tokenizer, quantization
 from baselines.qa import QABatch, QAPair, encode_pairs, generate_answers, qa_loss
 from methods.mac.aggregator import Aggregator
-from methods.mac.amortizer import Amortizer, BackboneSource, copy_embeddings, load_backbone
+from methods.mac.amortizer import Amortizer, Architecture, BackboneSource, copy_embeddings, load_backbone
 from methods.mac.bank import MemoryBank, Policy, read_notes
 from methods.mac.batches import Batch, encode_texts
 from methods.mac.config import MACConfig
@@ -92,6 +92,9 @@ class MAC(nn.Module):
         encoder_tokenizer: PreTrainedTokenizerBase | None = None,
         question_tokenizer: PreTrainedTokenizerBase | None = None,
         embeddings: Literal["own", "lm"] = "own",
+        quantize: Quantization | None = None,
+        quantize_encoders: Quantization | None = None,
+        dtype: torch.dtype | None = None,
         **config: Any,
     ) -> Self:
         """An untrained MAC around a language model.
@@ -104,6 +107,8 @@ class MAC(nn.Module):
             question_encoder: likewise, of questions; a copy of its own of ``encoder`` where None.
             encoder_tokenizer, question_tokenizer: the encoders'; loaded where those are ids, else the language model's.
             embeddings: ``lm``: start the encoders' token embeddings from the language model's (``copy_embeddings``).
+            quantize, dtype: of a language model that is loaded; see ``load_lm``.
+            quantize_encoders: of encoders that are loaded; see ``load_backbone``. What is trained from scratch never is.
             config: the fields of ``MACConfig``.
 
         Raises:
@@ -112,11 +117,13 @@ class MAC(nn.Module):
         settings = MACConfig(**config)
         if embeddings not in ("own", "lm"):
             raise unknown("embeddings", embeddings, ("own", "lm"), "MAC")
-        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer)
+        if not isinstance(lm, str) and (quantize, dtype) != (None, None):
+            raise RematchError("MAC: quantize and dtype load a language model by its id or folder: give that as lm")
+        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer, quantize, dtype)
         asked = encoder if question_encoder is None else question_encoder
-        backbone, question_backbone = load_backbone(encoder, settings.amortizer), None
+        backbone, question_backbone = load_backbone(encoder, settings.amortizer, quantize_encoders), None
         if settings.aggregate == "attention":
-            question_backbone = load_backbone(asked, settings.amortizer)
+            question_backbone = load_backbone(asked, settings.amortizer, quantize_encoders)
         if embeddings == "lm":
             for each in (backbone, question_backbone):
                 if each is not None:
@@ -141,9 +148,9 @@ class MAC(nn.Module):
         return self
 
     def networks(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters of what is trained and saved, each once: all but the language model's."""
+        """Names and parameters of what is trained and saved, each once: all but the language model's and 4-bit ones."""
         for name, parameter in self.named_parameters():
-            if not name.startswith("lm."):
+            if not name.startswith("lm.") and parameter.is_floating_point():
                 yield name, parameter
 
     @property
@@ -158,15 +165,28 @@ class MAC(nn.Module):
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def encode(self, docs: Sequence[str], pairs: Sequence[QAPair | Sequence[QAPair]]) -> Batch:
-        """Tokenize K documents, each with one or more questions and answers, for a step."""
+    def encode(
+        self,
+        docs: Sequence[str],
+        pairs: Sequence[QAPair | Sequence[QAPair]],
+        prompts: Sequence[str] | None = None,
+    ) -> Batch:
+        """Tokenize K documents, each with one or more questions and answers, for a step.
+
+        Args:
+            prompts: what the language model reads in place of each question, in the order of all questions; the question
+                encoder reads the questions all the same. With documents that retrieval found before the question this is
+                MAC beside retrieval (table 2).
+        """
         if len(docs) != len(pairs):
             raise RematchError(f"{len(docs)} documents and questions for {len(pairs)}")
         of_each = [[of] if isinstance(of, QAPair) else list(of) for of in pairs]
         flat = [pair for of in of_each for pair in of]
         documents = encode_texts(self.encoder_tokenizer, docs, self.config.max_document)
         questions = self._encode_questions([pair.question for pair in flat])
-        qa = encode_pairs(self.tokenizer, flat, self.config.max_length, self.config.max_answer)
+        asked = _prompts([pair.question for pair in flat], prompts)
+        answered = [QAPair(prompt, pair.answer) for prompt, pair in zip(asked, flat, strict=True)]
+        qa = encode_pairs(self.tokenizer, answered, self.config.max_length, self.config.max_answer)
         gold = torch.tensor([k for k, of in enumerate(of_each) for _ in of])
         return Batch(*documents, *questions, qa, gold).to(self.device)
 
@@ -218,9 +238,10 @@ class MAC(nn.Module):
         pairs: Sequence[QAPair | Sequence[QAPair]],
         mask: GradientMask | None = None,
         twice: bool = False,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """``forward`` of texts: the loss of a training step on K documents with their questions."""
-        return cast(Tensor, self(self.encode(docs, pairs), mask, twice))
+        return cast(Tensor, self(self.encode(docs, pairs, prompts), mask, twice))
 
     # -- documents ------------------------------------------------------------------------------------------------
 
@@ -301,7 +322,8 @@ class MAC(nn.Module):
     # -- questions ------------------------------------------------------------------------------------------------
 
     def _encode_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return encode_texts(self.question_tokenizer, questions, self.config.max_length - self.config.max_answer)
+        length = self.config.max_question or self.config.max_length - self.config.max_answer
+        return encode_texts(self.question_tokenizer, questions, length)
 
     def ask(self, questions: Sequence[str]) -> Tensor:
         """The vectors with which questions look at the bank, (N, T, d)."""
@@ -391,15 +413,18 @@ class MAC(nn.Module):
         max_new_tokens: int = 16,
         beams: Beams = GREEDY,
         batch_size: int = 64,
+        prompts: Sequence[str] | None = None,
     ) -> list[str]:
         """The frozen model's answers, steered by what the questions find in the bank.
 
         Args:
             bank, group_size, select: see ``aggregate``.
+            prompts: what the language model reads in place of each question, as of ``encode``.
             max_new_tokens, beams: see ``baselines.qa.generate_answers``.
             batch_size: questions at once.
         """
         answers: list[str] = []
+        asked = _prompts(questions, prompts)
         with self._inference():
             for first in range(0, len(questions), batch_size):
                 part = slice(first, first + batch_size)
@@ -409,7 +434,7 @@ class MAC(nn.Module):
                     answers += generate_answers(
                         self.lm,
                         self.tokenizer,
-                        questions[part],
+                        asked[part],
                         max_new_tokens,
                         cache,
                         beams,
@@ -435,8 +460,8 @@ class MAC(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the networks (safetensors), their configuration, and the encoders' tokenizers.
 
-        The language model is not copied: its id or path is kept, as transformers knows it. The bank is saved apart, with
-        ``bank.save``.
+        The language model is not copied: its id or path is kept, as transformers knows it; of a 4-bit encoder likewise, with
+        what was trained of it. The bank is saved apart, with ``bank.save``.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -445,6 +470,7 @@ class MAC(nn.Module):
         settings = {
             "config": asdict(self.config),
             "lm": self.lm.config._name_or_path,
+            "quantize": quantization(self.lm.config),
             "encoder": self.amortizer.backbone.config.to_dict(),
             "question_encoder": None if question is None else question.backbone.config.to_dict(),
         }
@@ -462,7 +488,7 @@ class MAC(nn.Module):
         """Read what ``save_pretrained`` wrote.
 
         Args:
-            lm: the language model, or where it is; where it was saved from, if None.
+            lm: the language model, or where it is; where it was saved from, if None. It is loaded in 4 bits if it was then.
             tokenizer: the language model's; read from where the language model is, if None.
 
         Raises:
@@ -477,14 +503,14 @@ class MAC(nn.Module):
         lm = lm or settings["lm"]
         if not lm:
             raise RematchError(f"'{folder}' does not say where its language model is: pass lm=...")
-        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer)
+        lm, tokenizer = _lm_and_tokenizer(lm, tokenizer, settings.get("quantize"))
         config = MACConfig(**settings["config"])
         question = settings["question_encoder"]
         mac = cls(
             lm,
             tokenizer,
-            load_backbone(AutoConfig.for_model(**settings["encoder"]), config.amortizer),
-            None if question is None else load_backbone(AutoConfig.for_model(**question), config.amortizer),
+            _saved_backbone(settings["encoder"], config.amortizer),
+            None if question is None else _saved_backbone(question, config.amortizer),
             load_tokenizer(str(folder / "encoder_tokenizer")),
             load_tokenizer(str(folder / "question_tokenizer")),
             config,
@@ -498,13 +524,30 @@ class MAC(nn.Module):
 
 
 def _lm_and_tokenizer(
-    lm: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None
+    lm: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    quantize: Quantization | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(lm, str):
-        return load_lm(lm), tokenizer or load_tokenizer(lm)
+        return load_lm(lm, quantize, dtype), tokenizer or load_tokenizer(lm)
     if tokenizer is None:
         raise RematchError("MAC: give the language model's tokenizer with the language model")
     return lm, tokenizer
+
+
+def _saved_backbone(settings: dict[str, Any], architecture: Architecture) -> PreTrainedModel:
+    """An encoder whose weights were saved, or, where they are in 4 bits, are where they came from."""
+    config: Any = AutoConfig.for_model(**settings)
+    quantize = quantization(config)
+    return load_backbone(config if quantize is None else settings["_name_or_path"], architecture, quantize)
+
+
+def _prompts(questions: Sequence[str], prompts: Sequence[str] | None) -> Sequence[str]:
+    """What the language model reads for each question."""
+    if prompts is not None and len(prompts) != len(questions):
+        raise RematchError(f"{len(questions)} questions and {len(prompts)} prompts: the language model needs one each")
+    return questions if prompts is None else prompts
 
 
 def _update(digest: Any, text: str) -> None:

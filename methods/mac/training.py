@@ -29,8 +29,9 @@ from rematch.flops import count_flops
 if TYPE_CHECKING:
     from methods.mac.model import MAC
 
-Example = tuple[str, Sequence[QAPair]]
-"""A document and the questions that it answers, at least one."""
+Example = tuple[str, Sequence[QAPair]] | tuple[str, Sequence[QAPair], Sequence[str]]
+"""A document and the questions that it answers, at least one; also, where the language model reads something else in place
+of the questions, that (the prompts of ``MAC.encode``)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def train(
         for _ in range(recipe.accumulation):
             chosen = [examples[i] for i in read[drawn : drawn + k]]
             drawn += k
-            batch = mac.encode([document for document, _ in chosen], [pairs for _, pairs in chosen])
+            batch = mac.encode([each[0] for each in chosen], [each[1] for each in chosen], _prompts(chosen))
             mask = recipe.dropout.draw(k, generator)
             twice = recipe.hierarchy_aware > 0 and torch.rand((), generator=generator).item() < recipe.hierarchy_aware
             asked = batch if mask is None or mask.asks is None else batch.asking_about(mask.asks.to(batch.gold.device))
@@ -193,6 +194,17 @@ def train(
             mac.train(training)
     mac.eval()
     return Training(float(state.flops), state.documents, state.questions, state.tokens, losses)
+
+
+def _prompts(examples: Sequence[Example]) -> list[str]:
+    """What the language model reads for each question of the examples."""
+    prompts: list[str] = []
+    for _, pairs, *others in examples:
+        own = list(others[0]) if others else [pair.question for pair in pairs]
+        if len(own) != len(pairs):
+            raise RematchError(f"an example has {len(pairs)} questions and {len(own)} prompts: each needs one")
+        prompts += own
+    return prompts
 
 
 def _flops(

@@ -676,3 +676,53 @@ def test_documents_and_questions_are_cut(mac: MAC) -> None:
     assert torch.equal(short.amortize([long]), short.amortize([" ".join(f"w{i}" for i in range(5))]))
     assert torch.equal(short.ask([long]), short.ask([" ".join(f"w{i}" for i in range(5))]))
     assert not torch.allclose(mac.amortize([long]), mac.amortize([" ".join(f"w{i}" for i in range(5))]))
+
+
+# -- prompts in place of the questions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modulation", ["prefix", "lora"])
+def test_prompts_equal_to_the_questions_change_nothing(modulation: str) -> None:
+    mac = tiny_mac(modulation=modulation)
+    mac.adapt(DOCS)
+    assert torch.equal(mac.loss(DOCS, PAIRS, prompts=QUESTIONS), mac.loss(DOCS, PAIRS))
+    for batch_size in (3, 64):
+        answers = mac.answer(QUESTIONS, max_new_tokens=5, batch_size=batch_size, prompts=QUESTIONS)
+        assert answers == mac.answer(QUESTIONS, max_new_tokens=5, batch_size=batch_size)
+
+
+def test_other_prompts_change_the_answers_and_not_what_steers_them(mac: MAC, monkeypatch: pytest.MonkeyPatch) -> None:
+    mac.adapt(DOCS)
+    prompts = [f"{document} {question}" for document, question in zip(texts(8, seed=7), QUESTIONS, strict=True)]
+    seen: list[Tensor] = []
+    steer = mac.modulation.steer
+    monkeypatch.setattr(mac.modulation, "steer", lambda lm, phi: seen.append(phi) or steer(lm, phi))
+    plain, prompted = mac.loss(DOCS, PAIRS), mac.loss(DOCS, PAIRS, prompts=prompts)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.allclose(plain, prompted)
+    answers = [mac.answer(QUESTIONS, max_new_tokens=5, batch_size=3, prompts=given) for given in (None, prompts)]
+    assert len(seen) == 2 + 2 * 3
+    assert all(torch.equal(first, second) for first, second in zip(seen[2:5], seen[5:], strict=True))
+    assert answers[0] != answers[1]
+    # Row by row: each question got its own prompt.
+    phi = mac.aggregate(QUESTIONS).detach()
+    assert answers[1] == [greedy(mac, phi[i : i + 1], prompt, 5) for i, prompt in enumerate(prompts)]
+    flat = [pair for pairs in PAIRS for pair in pairs]
+    qa = encode_pairs(tokenizer(), [QAPair(prompt, pair.answer) for prompt, pair in zip(prompts, flat, strict=True)])
+    torch.testing.assert_close(prompted, mac.qa_loss(phi, qa))
+    with pytest.raises(RematchError, match="8 questions and 7 prompts"):
+        mac.loss(DOCS, PAIRS, prompts=prompts[:-1])
+    with pytest.raises(RematchError, match="2 questions and 8 prompts"):
+        mac.answer(QUESTIONS[:2], prompts=prompts)
+
+
+def test_the_question_encoder_may_read_less_than_the_language_model() -> None:
+    short = tiny_mac(max_length=20, max_answer=3, max_question=4)
+    long = " ".join(f"w{i}" for i in range(12))
+    assert torch.equal(short.ask([long]), short.ask(["w0 w1 w2 w3"]))
+    assert not torch.allclose(short.ask([long]), short.ask(["w0 w1 w2"]))
+    batch = short.encode(["w1 w2"], [QAPair(long, "w1")], [f"{long} w20"])
+    assert batch.questions_mask.sum() == 4
+    assert batch.qa.attention_mask.sum() == 13 + 2
+    with pytest.raises(RematchError, match="max_question is at least 1"):
+        tiny_mac(max_question=0)

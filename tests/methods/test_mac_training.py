@@ -261,3 +261,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(after: int, tmp_path: P
         run.flops, run.documents, run.questions, run.tokens,
     )  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_training_reads_the_prompts_of_its_examples() -> None:
+    def run(given: list[Any]) -> tuple[list[float], int, float, dict[str, Tensor]]:
+        mac = tiny_mac(encoder=t5(), double=False)
+        training = train(mac, given, Recipe(steps=3, documents=4, learning_rate=1e-2), 0)
+        return training.losses, training.tokens, training.flops, weights(mac)
+
+    plain = run(list(EXAMPLES))
+    equal = run([(document, pairs, [pair.question for pair in pairs]) for document, pairs in EXAMPLES])
+    assert plain[:3] == equal[:3]
+    assert same(plain[3], equal[3])
+    longer = [(document, pairs, [f"w1 w2 {pair.question}" for pair in pairs]) for document, pairs in EXAMPLES]
+    mixed = run([*longer[:6], *EXAMPLES[6:]])
+    assert plain[0] != mixed[0] != run(longer)[0]
+    assert run(longer)[1] == plain[1] + 2 * 3 * 4 * 2  # tokens x steps x documents x questions
+    assert run(longer)[2] > plain[2]
+    document, pairs = EXAMPLES[0]
+    with pytest.raises(RematchError, match="2 questions and 3 prompts"):
+        run([(document, pairs, ["w1"] * 3)] * 4)

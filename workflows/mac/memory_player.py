@@ -67,7 +67,7 @@ class MemoryPlayer(Player):
             max_new_tokens=ask.max_new_tokens,
             beams=ask.beams,
             batch_size=ask.batch_size,
-            **({"prompts": BM25(self.texts).prepended(questions, self.reads)} if self.reads else {}),
+            prompts=BM25(self.texts).prepended(questions, self.reads) if self.reads else None,
         )
 
     def _visible(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
