@@ -88,7 +88,7 @@ class Task:
         contender: an instance of the class that the card names, made with the card's options.
         bases: the folder of every base that the contender starts from, by the name in the card.
         base_info: what each of these bases cost (its ``BaseInfo``), by the same names.
-        share: the share of the reference's FLOPs that the contender may spend, or None where the axis sets no budget.
+        share: the share of the reference's FLOPs that the contender may spend, or None where the axis sets it no budget.
         reference: the folder of the base whose measured FLOPs are 100 %, or None.
         metrics: the metrics that the axis asks for; the arena measures these and no others.
         scratch: a folder that the seeds of one job share, for what is the same for all of them and slow to find (the

@@ -32,6 +32,8 @@ class Metric(Strict):
     """What the number in a slice name counts, for the x axis of plots: ``distance in tokens``."""
     reported_as: str = ""
     """Its name in ``reported.csv``, where that is another."""
+    of: list[Name] | None = None
+    """The contenders that have such a quantity (attention to documents); all where None."""
 
 
 class BaseSpec(Strict):
@@ -69,6 +71,8 @@ class Budget(Strict):
     """A base; the arena measures its FLOPs."""
     share: PositiveFloat | Literal["level"]
     tolerance: PositiveFloat = 0.02
+    fixed: list[Name] = []
+    """Contenders that cannot spend more or less: they play as they are at every level, and no target is set them."""
 
 
 class AxisSpec(Strict):

@@ -124,6 +124,11 @@ class Card:
         over: Options = getattr(self.at(tier), what).get(name, {})
         return {**spec.options, **over}
 
+    def metrics_of(self, axis: AxisSpec, contender: str) -> list[str]:
+        """The metrics of an axis that a contender has."""
+        known = self.spec.metrics
+        return [name for name in axis.metrics if known[name].of is None or contender in (known[name].of or [])]
+
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -146,6 +151,8 @@ class Card:
             where = f"{self.where}: contenders.{name}"
             self._options(contender.use, contender.options, where)
             _known("base", contender.bases, spec.bases, f"{where}.bases")
+        for name, metric in spec.metrics.items():
+            _known("contender", metric.of or [], spec.contenders, f"{self.where}: metrics.{name}.of")
         for name, axis in spec.axes.items():
             self._check_axis(f"{self.where}: axes.{name}", axis)
         for key, claim in spec.claims.items():
@@ -182,6 +189,7 @@ class Card:
         _of_type(axis.level_type, axis.levels, f"{where}.levels")
         if axis.budget is not None:
             _known("base", [axis.budget.reference], self.spec.bases, f"{where}.budget.reference")
+            _known("contender", axis.budget.fixed, axis.contenders, f"{where}.budget.fixed")
             if axis.budget.share == "level" and not all(_positive(level) for level in axis.levels):
                 raise RematchError(f"{where}.levels: with budget.share 'level' every level is a positive number")
         else:
@@ -196,6 +204,9 @@ class Card:
         axis = self.spec.axes[claim.axis]
         _known("metric (the axis does not measure it)", [claim.metric], axis.metrics, f"{where}.metric")
         _known("contender", [claim.contender, *claim.against], axis.contenders, f"{where}.contender/against")
+        of = self.spec.metrics[claim.metric].of
+        if of is not None:
+            _known(f"contender (not one that has '{claim.metric}')", [claim.contender, *claim.against], of, where)
         _known("level", claim.levels or [], axis.levels, f"{where}.levels")
         if (claim.kind == "within") == bool(claim.against):
             raise RematchError(f"{where}.against: needed for 'better' and 'not_worse', absent for 'within'")

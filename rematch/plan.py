@@ -263,7 +263,7 @@ class Plan:
             card, spec = self.cards[paper], self.axes(paper)[axis]
             entry = card.spec.contenders[contender]
             names = dict.fromkeys([*entry.bases, *([spec.budget.reference] if spec.budget else [])])
-            metrics = {name: card.spec.metrics[name] for name in spec.metrics}
+            metrics = {name: card.spec.metrics[name] for name in card.metrics_of(spec, contender)}
             self._digests[key] = digest_of(
                 {
                     "schema": SCHEMA_VERSION,

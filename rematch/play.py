@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rematch.arena import BaseInfo, BaseJob, Measurement, Outcome, Task
-from rematch.card_models import Metric
+from rematch.card_models import AxisSpec, Metric
 from rematch.cards import level_text
 from rematch.errors import RematchError
 from rematch.hub import Hub
@@ -211,7 +211,8 @@ def _outcome(plan: Plan, match: MatchRun, seed: int, scratch: Path) -> Outcome:
     task = Task(
         paper=match.paper, tier=plan.tier_name, axis=match.axis, name=match.contender,
         contender=load(spec.use)(**card.options("contenders", match.contender, plan.tier_name)),
-        level=match.level, seed=seed, share=share, metrics=tuple(axis.metrics),
+        level=match.level, seed=seed, share=None if _is_fixed(axis, match) else share,
+        metrics=tuple(card.metrics_of(axis, match.contender)),
         bases={name: plan.results / runs[name].name for name in spec.bases},
         base_info={name: BaseInfo(**documents[name]["info"]) for name in spec.bases},
         reference=plan.results / runs[axis.budget.reference].name if axis.budget else None,
@@ -223,20 +224,20 @@ def _outcome(plan: Plan, match: MatchRun, seed: int, scratch: Path) -> Outcome:
 
 def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[list[Row], list[Row]]:
     """An outcome as records and items, checked against what the axis asked for."""
-    axis = plan.axes(match.paper)[match.axis]
-    metrics = plan.cards[match.paper].spec.metrics
+    axis, card = plan.axes(match.paper)[match.axis], plan.cards[match.paper]
+    metrics, asked = card.spec.metrics, card.metrics_of(axis, match.contender)
     measured = {m.metric for m in outcome.measurements}
-    if missing := [name for name in axis.metrics if name not in measured]:
+    if missing := [name for name in asked if name not in measured]:
         return [_status_row(common, "failed", f"the arena did not measure {', '.join(missing)}")], []
     for m in outcome.measurements:
-        if m.metric not in axis.metrics:
+        if m.metric not in asked:
             return [
                 _status_row(common, "failed", f"the arena measured '{m.metric}', which the axis does not ask for")
             ], []
         if problem := _problem(m, metrics[m.metric]):
             return [_status_row(common, "failed", problem)], []
     status, reason, ratio = "ok", "", float("nan")
-    if axis.budget is not None:
+    if axis.budget is not None and not _is_fixed(axis, match):
         if not outcome.flops_target or not math.isfinite(outcome.flops):
             return [_status_row(common, "failed", "the axis sets a FLOPs budget and the arena measured no FLOPs")], []
         ratio = outcome.flops / outcome.flops_target
@@ -268,6 +269,11 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
         where |= {"metric": m.metric, "slice": m.slice}
         items += [where | {"item": index, "score": score} for index, score in enumerate(scores)]
     return rows, items
+
+
+def _is_fixed(axis: AxisSpec, match: MatchRun) -> bool:
+    """Whether the axis has a budget that does not bind the contender."""
+    return axis.budget is not None and match.contender in axis.budget.fixed
 
 
 def _problem(m: Measurement, metric: Metric) -> str | None:

@@ -123,24 +123,24 @@ def _metric_table(
 ) -> Table:  # fmt: skip
     axis, metric = card.axis(spec.axis, tier), card.spec.metrics[spec.metric]
     across_slices = spec.across == "slice"
+    names = [name for name in axis.contenders if metric.of is None or name in metric.of]
     found = {
-        (name, column): cells.get((spec.axis, name, level_text(column[0])), [])
-        for name in axis.contenders
-        for column in columns
+        (name, column): cells.get((spec.axis, name, level_text(column[0])), []) for name in names for column in columns
     }
     means = {
         key: mean_interval(ok_values(matches, spec.metric, key[1][1]), confidence) for key, matches in found.items()
     }
-    places = {c: _column_places([means[name, c] for name in axis.contenders]) for c in columns}
-    best = {c: _best({n: means[n, c] for n in axis.contenders}, card, metric.better) for c in columns}
-    reported = {name: reported_text(card, spec.axis, name, spec.metric) for name in axis.contenders}
+    places = {c: _column_places([means[name, c] for name in names]) for c in columns}
+    best = {c: _best({n: means[n, c] for n in names}, card, metric.better) for c in columns}
+    reported = {name: reported_text(card, spec.axis, name, spec.metric) for name in names}
     rows, data = [], []
-    for name in axis.contenders:
+    for name in names:
         contender, row = card.spec.contenders[name], []
         for column in columns:
             mean, matches = means[name, column], found[name, column]
             href = f"#{anchor(spec.axis, name, column[0])}"
-            cell = _metric_cell(mean, matches, places[column], budgeted=axis.budget is not None)
+            bound = axis.budget is not None and name not in axis.budget.fixed
+            cell = _metric_cell(mean, matches, places[column], budgeted=bound)
             if metric.measured == "counted" and mean.n and not mean.half_width:
                 cell = replace(cell, text=f"{mean.value:g}")
             if theirs := reported_at(card, spec.axis, name, spec.metric, *column):
@@ -159,7 +159,7 @@ def _metric_table(
     caveats = dict.fromkeys(
         note
         for row in card.reported
-        if row["axis"] == spec.axis and row["metric"] == spec.metric and row["contender"] in axis.contenders
+        if row["axis"] == spec.axis and row["metric"] == spec.metric and row["contender"] in names
         for note in _caveats_of(card, row)
     )
     direction = "" if metric.better == "neither" else f" ({metric.better} is better)"

@@ -12,8 +12,9 @@ from tiny_mac import examples, gpt2, llama, t5, tiny_mac, tokenizer
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, T5Model
 
+from baselines import loading
 from baselines.loading import load_lm, product_flops, quantization
-from methods.mac import MAC, Recipe, loading, train
+from methods.mac import MAC, Recipe, train
 from methods.mac.amortizer import load_backbone
 from rematch.errors import RematchError
 from rematch.flops import count_flops

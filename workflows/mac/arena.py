@@ -93,7 +93,7 @@ class _Match:
         ):
             if value not in allowed:
                 raise unknown(name, value, allowed, "mac: arena")
-        self.counting = task.share is not None or "stream_flops" in task.metrics
+        self.counting = task.axis == "flops_matched" or "stream_flops" in task.metrics
         self.asking = Asking(
             arena.max_new_tokens,
             BEAMS[arena.beams],
@@ -169,9 +169,6 @@ class _Match:
         assert self.task.reference is not None  # the engine gives one wherever it gives a share
         spent = json.loads((self.task.reference / "memory.json").read_text(encoding="utf-8"))["stream_flops"]
         decoding = self._decoding
-        if self.player.fixed:
-            self.player.adapt(self.documents)
-            return
         self.target = self.task.share * (spent["adapting"] + spent["aggregating"] + decoding)
         self.player.adapt_within(self.documents, self.target - decoding)
 
@@ -235,26 +232,20 @@ class _Match:
         yield Measurement("f1_retention", scores[max(scores)] / scores[0])
 
     def attention_mass(self) -> Iterator[Measurement]:
-        """The share of its attention that a question gives to the document it is about, by block; the mean over blocks.
-
-        Of those whose questions look at the whole bank at once.
-        """
+        """The share of its attention that a question gives to the document it is about, by block; the mean over blocks."""
         self.answers  # noqa: B018 - reads the stream
         mass = self.player.attention_mass([pair.question for pair in self.pairs], self.gold)
-        if mass is None:
-            return
         for block in range(mass.shape[1]):
             yield Measurement("attention_mass", float(mass[:, block].mean()), f"block={block + 1}")
         items = mass.mean(1).tolist()
         yield Measurement("attention_mass", float(np.mean(items)), items=items)
 
     def learning_curve(self) -> Iterator[Measurement]:
-        """Meta-training loss in nats a token by step, of those that have one; the whole value is the last."""
-        curve = self.player.notes.get("curve", [])
+        """Meta-training loss in nats a token by step; the whole value is the last."""
+        curve = self.player.notes["curve"]
         for step, loss in curve:
             yield Measurement("learning_curve", loss, f"step={step}")
-        if curve:
-            yield Measurement("learning_curve", curve[-1][1])
+        yield Measurement("learning_curve", curve[-1][1])
 
     # -- metrics: cost ------------------------------------------------------------------------------------------------
 
@@ -263,9 +254,8 @@ class _Match:
         yield Measurement("meta_flops", self.player.meta_flops)
 
     def train_bytes(self) -> Iterator[Measurement]:
-        """Bytes that a batch of meta-training keeps for the backward pass, of MAC alone."""
-        if "train_bytes" in self.player.notes:
-            yield Measurement("train_bytes", float(self.player.notes["train_bytes"]))
+        """Bytes that a batch of meta-training keeps for the backward pass."""
+        yield Measurement("train_bytes", float(self.player.notes["train_bytes"]))
 
     def stream_flops(self) -> Iterator[Measurement]:
         """FLOPs of reading the stream and answering all of its questions."""

@@ -21,8 +21,6 @@ from workflows.mac.weights import n_documents
 class FinetuningPlayer(Player):
     """A language model whose weights change with every document."""
 
-    fixed = False
-
     def __init__(self, task: Task, asking: Asking, counting: bool, learning_rate: float, clip: float) -> None:
         super().__init__(task, asking, counting)
         self.finetuner = OnlineFinetuner(self.lm, self.weights(), learning_rate, clip, seed=task.seed)

@@ -136,7 +136,12 @@ class Memory:
             both = (self.encoder, self.question_encoder or self.encoder)
             paths = [check_model(job.hub, each) for each in both]
             return MAC.from_lm(
-                lm, tokenizer, encoder=paths[0], question_encoder=paths[1], quantize_encoders=self.quantize or None, **self.sizes
+                lm,
+                tokenizer,
+                encoder=paths[0],
+                question_encoder=paths[1],
+                quantize_encoders=self.quantize or None,
+                **self.sizes,
             )
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         options: dict[str, Any] = {

@@ -15,6 +15,7 @@ from methods.mac.bank import Policy
 from rematch.arena import Task
 from rematch.errors import RematchError, unknown
 from rematch.flops import count_flops
+from rematch.play import Skip
 from workflows.mac.memory import load_memory, read_notes
 from workflows.mac.players import Asking, Costs, Player, texts
 from workflows.mac.streams import Document
@@ -82,7 +83,7 @@ class MemoryPlayer(Player):
     def notes(self) -> dict[str, Any]:
         return read_notes(self.task.bases[self.base])
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
         options = self.options
         if (
             options.limit is not None
@@ -90,9 +91,8 @@ class MemoryPlayer(Player):
             or options.sees != "all"
             or not self.mac.aggregator
         ):
-            return None
-        mass = self.mac.attention_mass(questions)
-        return mass[torch.arange(len(questions)), :, torch.tensor(gold)]
+            raise Skip("its questions do not look at the whole bank at once")
+        return self.mac.attention_mass(questions)[torch.arange(len(questions)), :, torch.tensor(gold)]
 
     def document_costs(self, document: Document) -> Costs:
         """Of amortizing it; its entry stays."""

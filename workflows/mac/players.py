@@ -19,6 +19,7 @@ from baselines.online.memory import PeakBytes
 from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
 from rematch.arena import Task
 from rematch.flops import count_flops
+from rematch.play import Skip
 from workflows.mac.language_models import load_lm
 from workflows.mac.streams import Document
 
@@ -61,12 +62,10 @@ class Player:
 
     Attributes:
         meta_flops: spent on training before the stream, on top of the language model's own.
-        fixed: whether more FLOPs on a stream would be of no use to it.
         adapt_flops, answer_flops: spent on documents and on questions so far, where ``counting``.
     """
 
     meta_flops = 0.0
-    fixed = True
 
     def __init__(self, task: Task, asking: Asking, counting: bool = False) -> None:
         self.task, self.asking, self.counting = task, asking, counting
@@ -138,12 +137,9 @@ class Player:
         """What meta-training left to be known."""
         return {}
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
-        """How much of its attention each question gives to the document that it is about, (N, blocks).
-
-        None where questions do not attend to all documents at once.
-        """
-        return None
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
+        """How much of its attention each question gives to the document that it is about, (N, blocks)."""
+        raise Skip("its questions do not attend to documents")
 
 
 @dataclass
@@ -157,7 +153,7 @@ class NoAdaptation:
 class EvenPlayer(Player):
     """Attention spread evenly."""
 
-    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
+    def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
         return torch.full((len(questions), 1), 1 / self.n_seen)
 
 
