@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class AdaptationCost:
     Attributes:
         steps: documents read, those read again included.
         tokens: tokens read.
-        flops: of weights, loss and gradients; counted once a length and multiplied.
+        flops: of weights, loss and gradients; ``OnlineFinetuner.flops`` counts them when it is asked, so its own cost has none.
         saved_bytes: the most that any one document kept for the backward pass.
         state_bytes: gradients and the optimizer's state.
         seconds: wall time, counting left out.
@@ -126,6 +127,13 @@ class OnlineFinetuner:
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
         self.cost = AdaptationCost(state_bytes=3 * sum(p.numel() * p.element_size() for p in self.parameters))
         self._flops: dict[int, int] = {}
+        self._samples: dict[int, Document] = {}  # by length
+        self._read: Counter[int] = Counter()
+
+    @property
+    def flops(self) -> float:
+        """Spent so far on weights, loss and gradients; counted once a length, when asked for, and multiplied."""
+        return float(sum(times * self.flops_of(self._samples[n]) for n, times in self._read.items()))
 
     def adapt(self, documents: Sequence[Document]) -> None:
         """One step on each document, in order. The model is left in evaluation mode."""
@@ -138,8 +146,9 @@ class OnlineFinetuner:
 
     def _step(self, document: Document) -> None:
         n = len(document.input_ids)
-        new = self.cost.steps == 0 or n not in self._flops
-        flops = self.flops_of(document)
+        new = n not in self._samples
+        self._samples.setdefault(n, document)
+        self._read[n] += 1
         began = time.perf_counter()
         _seed(document.input_ids.device, self.seed, self.cost.steps)
         weights = self._weights(document)
@@ -156,7 +165,6 @@ class OnlineFinetuner:
         self.cost.seconds += time.perf_counter() - began
         self.cost.steps += 1
         self.cost.tokens += n
-        self.cost.flops += flops
 
     def flops_of(self, document: Document) -> int:
         """What a step on a document costs; counted once a length."""
@@ -202,4 +210,4 @@ def online_finetune(
     finetuner = OnlineFinetuner(model, weights_fn, learning_rate, clip, n_positions, seed)
     for _ in range(epochs):
         finetuner.adapt(documents)
-    return finetuner.cost
+    return replace(finetuner.cost, flops=finetuner.flops)

@@ -39,7 +39,8 @@ class FinetuningPlayer(Player):
 
     def _train(self, documents: Sequence[Tokens]) -> None:
         self.finetuner.adapt(documents)
-        self.adapt_flops = self.finetuner.cost.flops
+        if self.counting:
+            self.adapt_flops = self.finetuner.flops
 
     def adapt_within(self, documents: Sequence[Document], flops: float) -> None:
         self.adapt(documents)
@@ -52,7 +53,6 @@ class FinetuningPlayer(Player):
         """Of one step, gradients and the optimizer's state included."""
         new = type(self)(self.task, self.asking, False, **self._options())
         tokens = new.encode([document])
-        new.finetuner.flops_of(tokens[0])  # counted apart, it needs memory of its own
         with PeakBytes() as memory:
             new.finetuner.adapt(tokens)
         return Costs(peak=memory.peak, saved=new.finetuner.cost.saved_bytes)
