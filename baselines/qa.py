@@ -24,6 +24,8 @@ from baselines.decoding import GREEDY, Beams, copy_cache, decode
 from rematch.errors import RematchError
 from rematch.flops import count_flops
 
+_SPACE = re.compile(r"\s+")
+
 MAX_LENGTH, MAX_ANSWER = 128, 24
 """Tokens of question, answer and end, and those among them that belong to the answer and its end (official code)."""
 
@@ -62,6 +64,7 @@ def encode_pairs(
     pairs: Sequence[QAPair],
     max_length: int = MAX_LENGTH,
     max_answer: int = MAX_ANSWER,
+    end: bool = True,
 ) -> QABatch:
     """Tokenize for the loss. Question and answer are tokenized apart, so that the answer's tokens are known.
 
@@ -69,7 +72,9 @@ def encode_pairs(
         max_length: tokens of a row. A question keeps its last ``max_length - max_answer`` ones, here and in
             ``encode_questions`` (the official code cuts a long row on the left in training, a question on the right in
             evaluation).
-        max_answer: tokens of the answer and its end, which is always there.
+        max_answer: tokens of the answer and its end.
+        end: whether the end-of-text token follows the answer, however it was cut; not so for the rest of a document, which
+            is scored as far as it was read.
 
     Raises:
         RematchError: without an end-of-text token, or for a question that has no tokens.
@@ -77,18 +82,42 @@ def encode_pairs(
     questions = _question_ids(tokenizer, [pair.question for pair in pairs], max_length - max_answer)
     eos = end_of_text(tokenizer)
     answers = [
-        [*ids[: max_answer - 1], eos]
+        [*ids[: max_answer - 1], eos] if end else ids[:max_answer]
         for ids in _ids(tokenizer, [" " + pair.answer for pair in pairs], add_special_tokens=False)
     ]
     longest = max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
     ids = torch.full((len(pairs), longest), _padding(tokenizer))
     attention, labels = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        end = len(question) + len(answer)
-        ids[row, :end] = torch.tensor(question + answer)
-        attention[row, :end] = 1
-        labels[row, len(question) : end] = True
+        length = len(question) + len(answer)
+        ids[row, :length] = torch.tensor(question + answer)
+        attention[row, :length] = 1
+        labels[row, len(question) : length] = True
     return QABatch(ids, attention, labels)
+
+
+def prefix_pair(tokenizer: PreTrainedTokenizerBase, text: str, share: float = 0.1) -> QAPair:
+    """Language modelling as question answering: the beginning of a document asks for the rest (the paper's table 6 of MAC).
+
+    The cut falls between words, so that the pair's text is the document's.
+
+    Args:
+        tokenizer: one that knows where in the text its tokens are (a fast one).
+        share: of the document's tokens that are the question, at least one of them; the word that is begun belongs to it.
+
+    Raises:
+        RematchError: a share outside (0, 1), a slow tokenizer, or a document without a word behind its beginning.
+    """
+    if not 0 < share < 1:
+        raise RematchError(f"prefix_pair: share must lie between 0 and 1, not {share}")
+    if not tokenizer.is_fast:
+        raise RematchError(f"prefix_pair needs a fast tokenizer, and {type(tokenizer).__name__} is a slow one")
+    text = text.strip()
+    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    space = _SPACE.search(text, ends[max(1, int(share * len(ends))) - 1]) if ends else None
+    if space is None:
+        raise RematchError(f"nothing is left of a document after its first {share:.0%}: {text[:60]!r}")
+    return QAPair(text[: space.start()], text[space.end() :])
 
 
 def encode_questions(
@@ -153,6 +182,22 @@ def qa_loss(model: Any, batch: QABatch, past_key_values: DynamicCache | None = N
         past_key_values: a prefix of keys and values (N, kv_heads, P, head_dim) a layer, to which every token attends; token
             positions start at P. The model appends to it: hand over a new one (``copy_cache``) every time.
     """
+    return F.cross_entropy(*_scored(model, batch, past_key_values))
+
+
+def answer_nll(model: Any, batch: QABatch, past_key_values: DynamicCache | None = None) -> tuple[Tensor, Tensor]:
+    """What ``qa_loss`` is the mean of, row by row: the exponential of its ratio is the answers' perplexity.
+
+    Returns:
+        The negative log-likelihood of each answer with its end, in nats, and how many tokens these are; both (N,).
+    """
+    losses = F.cross_entropy(*_scored(model, batch, past_key_values), reduction="none")
+    labels = batch.labels_mask[:, 1:]
+    return losses.new_zeros(labels.shape).masked_scatter(labels, losses).sum(1), labels.sum(1)
+
+
+def _scored(model: Any, batch: QABatch, past_key_values: DynamicCache | None) -> tuple[Tensor, Tensor]:
+    """The logits (n, vocabulary) of all labelled tokens, row after row, and these tokens (n,)."""
     attention = batch.attention_mask
     if past_key_values is not None:
         ones = attention.new_ones(len(batch), past_key_values.get_seq_length())
@@ -165,7 +210,7 @@ def qa_loss(model: Any, batch: QABatch, past_key_values: DynamicCache | None = N
     ).logits
     scored = batch.labels_mask[:, 1:]
     # Rows without a label are left out before the softmax, which costs most at large vocabularies.
-    return F.cross_entropy(full_precision(logits[:, :-1][scored]), batch.input_ids[:, 1:][scored])
+    return full_precision(logits[:, :-1][scored]), batch.input_ids[:, 1:][scored]
 
 
 def full_precision(logits: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def thread_limits(threads: int) -> dict[str, str]:
 
     One thread a job, unless the tier says otherwise: jobs run side by side, and results do not depend on the machine.
     """
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 

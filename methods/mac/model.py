@@ -23,7 +23,7 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTo
 
 from baselines.decoding import GREEDY, Beams
 from baselines.loading import Quantization, load_lm, load_tokenizer, quantization
-from baselines.qa import QABatch, QAPair, encode_pairs, generate_answers, qa_loss
+from baselines.qa import QABatch, QAPair, answer_nll, encode_pairs, generate_answers, qa_loss
 from methods.mac.aggregator import Aggregator
 from methods.mac.amortizer import Amortizer, Architecture, BackboneSource, copy_embeddings, load_backbone
 from methods.mac.bank import MemoryBank, Policy, read_notes
@@ -231,6 +231,11 @@ class MAC(nn.Module):
         """The loss of answers under modulations (N, T, d)."""
         with self.modulation.steer(self.lm, phi) as cache:
             return qa_loss(self.lm, qa, cache)
+
+    def answer_nll(self, phi: Tensor, qa: QABatch) -> tuple[Tensor, Tensor]:
+        """``baselines.qa.answer_nll`` under modulations (N, T, d)."""
+        with self.modulation.steer(self.lm, phi) as cache:
+            return answer_nll(self.lm, qa, cache)
 
     def loss(
         self,

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from baselines.decoding import OFFICIAL_BEAMS, Beams, _Search, copy_cache, positions
 from baselines.qa import (
     QAPair,
+    answer_nll,
     em_prefix,
     em_strict,
     encode_pairs,
@@ -19,6 +21,7 @@ from baselines.qa import (
     f1,
     generate_answers,
     is_scorable,
+    prefix_pair,
     qa_loss,
     qa_tune,
 )
@@ -115,6 +118,50 @@ def test_what_cannot_be_asked(tokenizer: Any, make_lm: Any) -> None:
         Beams(n_beams=4, n_groups=3)
 
 
+# -- language modelling ------------------------------------------------------------------------------------------------
+
+
+def test_the_beginning_of_a_document_asks_for_the_rest(tokenizer: Any) -> None:
+    document = " ".join(["who", "lives", "in", "paris", "now", "."] * 5)
+    for share, n_words in ((0.1, 3), (0.5, 15), (0.12, 3), (0.99, 29), (0.001, 1)):
+        question, answer = prefix_pair(tokenizer, f"\n{document} ", share)
+        assert f"{question} {answer}" == document
+        assert len(question.split()) == n_words
+    assert prefix_pair(tokenizer, document) == prefix_pair(tokenizer, document, 0.1)
+    assert prefix_pair(tokenizer, "who  lives\nnow", 0.5) == ("who", "lives\nnow")
+
+
+def test_a_word_that_is_begun_belongs_to_the_question() -> None:
+    core = Tokenizer(models.BPE({"a": 0, "Ġ": 1, "b": 2, "c": 3, "<eos>": 4}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+    assert prefix_pair(letters, "abc abc abc", 0.2) == ("abc", "abc abc")  # two of eleven tokens
+    assert prefix_pair(letters, "abc abc abc", 0.3) == ("abc", "abc abc")  # three
+    assert prefix_pair(letters, "abc abc abc", 0.5) == ("abc abc", "abc")  # five, the first space among them
+    # The same tokens in the pair's text as in the document.
+    batch = encode_pairs(letters, [prefix_pair(letters, "abc abc abc", 0.5)], end=False)
+    assert batch.input_ids[0].tolist() == letters("abc abc abc")["input_ids"]
+    with pytest.raises(RematchError, match="nothing is left"):
+        prefix_pair(letters, "abc abc abc", 0.9)
+
+
+def test_what_has_no_rest(tokenizer: Any) -> None:
+    for document in ("paris", "  ", ""):
+        with pytest.raises(RematchError, match="nothing is left"):
+            prefix_pair(tokenizer, document)
+    for share in (0.0, 1.0, -0.1):
+        with pytest.raises(RematchError, match="between 0 and 1"):
+            prefix_pair(tokenizer, "who lives", share)
+
+
+def test_the_rest_of_a_document_has_no_end(tokenizer: Any) -> None:
+    batch = encode_pairs(tokenizer, PAIRS, end=False)
+    assert tokenizer.batch_decode(batch.input_ids)[:2] == ["where lives anna ? in paris", "who works ? ben <pad> <pad>"]
+    assert batch.labels_mask.sum(1).tolist() == [2, 1, 2]
+    cut = encode_pairs(tokenizer, PAIRS, max_answer=1, end=False)
+    assert tokenizer.batch_decode(cut.input_ids)[0] == "where lives anna ? in"
+
+
 # -- loss -------------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +181,25 @@ def test_loss_is_the_mean_over_the_answers_tokens_row_by_row(kind: str, tokenize
     assert loss.item() == pytest.approx(total / n_tokens, rel=1e-5)
     assert prefixes.get_seq_length() == 2
     assert loss.item() != pytest.approx(qa_loss(model, encode_pairs(tokenizer, PAIRS)).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", LMS)
+@pytest.mark.parametrize("end", [True, False])
+def test_the_likelihood_of_every_answer(kind: str, end: bool, tokenizer: Any, make_lm: Any) -> None:
+    model = make_lm[kind]()
+    prefixes = prefix(model, 3)
+    batch = encode_pairs(tokenizer, PAIRS, end=end)
+    nll, n_tokens = answer_nll(model, batch, copy_cache(prefixes))
+    assert n_tokens.tolist() == [2 + end, 1 + end, 2 + end]
+    for row, pair in enumerate(PAIRS):
+        alone = encode_pairs(tokenizer, [pair], end=end)
+        loss = qa_loss(model, alone, copy_cache(prefixes, slice(row, row + 1)))
+        assert (nll[row] / n_tokens[row]).item() == pytest.approx(loss.item(), rel=1e-5)
+    loss = qa_loss(model, batch, copy_cache(prefixes))
+    torch.testing.assert_close(nll.sum() / n_tokens.sum(), loss)
+    head = model.lm_head.weight
+    gradients = [torch.autograd.grad(each, head)[0] for each in (nll.sum() / n_tokens.sum(), loss)]
+    torch.testing.assert_close(*gradients)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, PreTrainedModel
 
 from baselines.decoding import Beams
-from baselines.qa import QAPair, encode_pairs, qa_loss
+from baselines.qa import QAPair, answer_nll, encode_pairs, qa_loss
 from methods.mac import MAC, GradientMask, MemoryBank
 from methods.mac.modulation import LoRAModulation, PrefixModulation, query_value_maps
 from rematch.errors import RematchError
@@ -676,6 +676,17 @@ def test_documents_and_questions_are_cut(mac: MAC) -> None:
     assert torch.equal(short.amortize([long]), short.amortize([" ".join(f"w{i}" for i in range(5))]))
     assert torch.equal(short.ask([long]), short.ask([" ".join(f"w{i}" for i in range(5))]))
     assert not torch.allclose(mac.amortize([long]), mac.amortize([" ".join(f"w{i}" for i in range(5))]))
+
+
+@pytest.mark.parametrize("modulation", ["prefix", "lora"])
+def test_the_likelihood_of_answers_under_modulations(modulation: str) -> None:
+    mac = tiny_mac(modulation=modulation)
+    phi = mac.aggregate(QUESTIONS, mac.amortize(DOCS))
+    qa = mac.encode(DOCS, PAIRS).qa
+    nll, n_tokens = mac.answer_nll(phi, qa)
+    assert nll.shape == n_tokens.shape == (len(QUESTIONS),)
+    torch.testing.assert_close(nll.sum() / n_tokens.sum(), mac.qa_loss(phi, qa))
+    assert not torch.allclose(nll, answer_nll(mac.lm, qa)[0])
 
 
 # -- prompts in place of the questions --------------------------------------------------------------------------------
