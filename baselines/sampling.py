@@ -77,6 +77,16 @@ def context_length(model: Any) -> int | None:
     return None if length is None else int(length)
 
 
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int | None) -> None:
+    """Raise RematchError for an empty prompt, or one of more than ``limit`` tokens."""
+    for i, prompt in enumerate(prompts):
+        if not len(prompt) or (limit is not None and len(prompt) > limit):
+            raise RematchError(
+                f"prompt {i} has {len(prompt)} tokens; a model continues at least 1 and at most what its context holds"
+                + (f", {limit}" if limit else "")
+            )
+
+
 @torch.no_grad()
 def sample(
     model: Any,
@@ -103,11 +113,7 @@ def sample(
         RematchError: an empty prompt, or one that is longer than the model's context.
     """
     limit = context_length(model)
-    for i, prompt in enumerate(prompts):
-        if not len(prompt) or (limit is not None and len(prompt) > limit):
-            raise RematchError(
-                f"prompt {i} has {len(prompt)} tokens; the model continues 1 to {limit or 'any number of'} tokens"
-            )
+    check_prompts(prompts, limit)
     streams = [(i,) for i in range(len(prompts))] if streams is None else streams
     was_training = model.training
     model.eval()
