@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from baselines.post_training.batches import Ids
+from baselines.post_training.problems import Problem
 
 WORDS = ["<pad>", "<eos>", "<refine>", "<unk>", "?", "+", "=", "is", *(str(i) for i in range(12))]
 VOCAB_SIZE = len(WORDS)
@@ -50,3 +54,44 @@ def gpt2(seed: int = 0, double: bool = False, **options: Any) -> GPT2LMHeadModel
 
 
 MAKERS = {"llama": llama, "gpt2": gpt2}
+
+
+class TableModel(torch.nn.Module):
+    """A "language model" whose logits (S, n, V) are its parameters, whatever it reads: gradients show what a loss looks at."""
+
+    def __init__(self, n_sequences: int, length: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(n_sequences, length, VOCAB_SIZE, dtype=torch.float64, generator=generator)
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int) -> Any:
+        assert input_ids.shape == self.logits.shape[:2]
+        assert not use_cache
+        return type("Output", (), {"logits": self.logits[:, -logits_to_keep:]})
+
+
+def digit(value: int) -> int:
+    """The token of a number below 12."""
+    return FIRST_DIGIT + value
+
+
+def last_digit(ids: Ids) -> int | None:
+    """The number that a solution ends with; None where it ends with no number."""
+    return ids[-1] - FIRST_DIGIT if ids and ids[-1] >= FIRST_DIGIT else None
+
+
+def problem(a: int, b: int) -> Problem:
+    """? a + b, whose solution is "a is a+b"."""
+    prompt = (WORDS.index("?"), digit(a), WORDS.index("+"), digit(b))
+    return Problem(prompt, (digit(a), WORDS.index("is"), digit(a + b)), last_digit)
+
+
+def problems(n: int, seed: int = 0) -> list[Problem]:
+    """Sums of two numbers below 6."""
+    rng = np.random.default_rng(seed)
+    return [problem(int(a), int(b)) for a, b in rng.integers(0, 6, (n, 2))]
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -77,7 +77,8 @@ class ReviseConfig:
     @property
     def stages(self) -> tuple[StageName, ...]:
         """What is learned, in order."""
-        return (*CURRICULA[self.curriculum], *["correct" for _ in range(self.cycles)])
+        repeated: list[StageName] = ["correct"] * self.cycles
+        return (*CURRICULA[self.curriculum], *repeated)
 
 
 @dataclass(frozen=True)
