@@ -55,14 +55,12 @@ class TransformerFlops:
             RematchError: the model's cost is no such formula (attention windows, experts that are chosen by token).
         """
 
-        # Any token but padding, which some models warn of.
-        token = int(model.config.pad_token_id == 0)
-
         def passes(n_tokens: int, n_logits: int) -> tuple[int, int]:
-            ids = torch.full((1, n_tokens), token, device=model.device)
+            ids = torch.zeros(1, n_tokens, dtype=torch.long, device=model.device)
 
             def logits() -> Tensor:
-                return model(input_ids=ids, use_cache=False, logits_to_keep=n_logits).logits
+                mask = torch.ones_like(ids)
+                return model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=n_logits).logits
 
             with torch.set_grad_enabled(backward):
                 count = count_flops(logits, backward=backward)

@@ -72,7 +72,7 @@ def test_a_model_that_costs_something_else_is_refused() -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(4, 4))
 
-        def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int) -> Any:
+        def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
             x = torch.ones(input_ids.shape[1], 4)
             for _ in range(2 ** input_ids.shape[1]):
                 x = x @ self.weight
