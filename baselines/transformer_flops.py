@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -102,13 +101,14 @@ class TransformerFlops:
         return self.forward(rows, n_tokens, None, logits) + rows * self.backward_of(n_tokens, n_tokens, logits)
 
 
-_known: WeakKeyDictionary[Any, tuple[tuple[int, int], TransformerFlops]] = WeakKeyDictionary()
+_known: dict[tuple[Any, ...], TransformerFlops] = {}
 
 
 def transformer_flops(model: Any) -> TransformerFlops:
-    """``TransformerFlops.measure``, remembered as long as the model lives and has as many (trainable) parameters."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    signature = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-    if model not in _known or _known[model][0] != signature:
-        _known[model] = signature, TransformerFlops.measure(model, backward=signature[1] > 0)
-    return _known[model][1]
+    """``TransformerFlops.measure``, once for all models of the same class, config and (trainable) parameters."""
+    parameters = tuple((name, p.shape, p.requires_grad) for name, p in model.named_parameters())
+    architecture = type(model), model.config.to_json_string(), parameters
+    if architecture not in _known:
+        trained = any(requires_grad for _, _, requires_grad in parameters)
+        _known[architecture] = TransformerFlops.measure(model, backward=trained)
+    return _known[architecture]

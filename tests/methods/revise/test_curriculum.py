@@ -44,6 +44,11 @@ def m0() -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def plain(m0: dict[str, torch.Tensor]) -> tuple[Any, list[Stage]]:
+    return fitted(m0)
+
+
 def start(m0: dict[str, torch.Tensor]) -> Any:
     model = llama()
     model.load_state_dict(m0)
@@ -104,28 +109,28 @@ def test_the_order_of_stages(m0: dict[str, torch.Tensor], tmp_path: Path) -> Non
     assert same_weights(model, again)
 
 
-def test_m0_as_the_reference_of_all_stages(m0: dict[str, torch.Tensor]) -> None:
+def test_m0_as_the_reference_of_all_stages(m0: dict[str, torch.Tensor], plain: Any) -> None:
     model, stages = fitted(m0, reference="m0")
     assert [stage.reference for stage in stages] == [(stages[0].start, stages[0].start)] * 2
-    other, official = fitted(m0)
+    other, official = plain
     assert stages[0].training == official[0].training  # the first stage knows no difference
     assert stages[1].training.losses[0] != pytest.approx(official[1].training.losses[0], abs=1e-6)
     assert not same_weights(model, other)
 
 
-def test_a_seed_gives_the_same_run(m0: dict[str, torch.Tensor]) -> None:
-    (first, one), (second, two), (other, _) = fitted(m0), fitted(m0), fitted(m0, seed=1)
+def test_a_seed_gives_the_same_run(m0: dict[str, torch.Tensor], plain: Any) -> None:
+    (first, one), (second, two), (other, _) = plain, fitted(m0), fitted(m0, seed=1)
     assert one == two
     assert same_weights(first, second)
     assert not same_weights(first, other)
 
 
-def test_a_first_pool_is_the_same_as_sampling_it(m0: dict[str, torch.Tensor]) -> None:
+def test_a_first_pool_is_the_same_as_sampling_it(m0: dict[str, torch.Tensor], plain: Any) -> None:
     seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
     pool = sample_pool(start(m0), PROBLEMS, 2, END, seed, Sampling(1.0, 0.95, 8))
     model = start(m0)
     stages = fit(model, PROBLEMS, TOKENS, ReviseConfig(**CONFIG), 0, first_pool=pool)
-    assert stages == fitted(m0)[1]
+    assert stages == plain[1]
     with pytest.raises(RematchError, match="written by another model"):
         fit(model, PROBLEMS, TOKENS, ReviseConfig(**CONFIG), 0, first_pool=pool)
 
@@ -138,18 +143,32 @@ def test_one_stage_takes_the_steps_of_two(m0: dict[str, torch.Tensor]) -> None:
     assert one[0].training.steps == sum(stage.training.steps for stage in two) == 4
     assert first == two[:1]
     fixed = Recipe(learning_rate=3e-3, batch_size=8, steps=3)
-    assert fitted(m0, recipe=fixed, curriculum="one_stage")[1][0].training.steps == 6
+    repeated = fitted(m0, recipe=fixed, curriculum="one_stage", cycles=1)[1]
+    assert [stage.training.steps for stage in repeated] == [6, 3]
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(m0: dict[str, torch.Tensor], plain: Any) -> None:
+    stages = plain[1]
+    # Prompt and solution take 4 and 3 tokens. A right attempt fits with E; a wrong one with R, the solution and E does not.
+    short = fitted(m0, max_length=11)[1]
+    assert stages[0].n_too_long == 0
+    assert 0 < short[0].n_too_long == stages[0].n_rows - short[0].n_rows
+    assert short[0].n_right <= stages[0].n_right
+    exact = fitted(m0, max_length=12)[1]
+    assert exact[0].n_too_long < short[0].n_too_long
+    with pytest.raises(RematchError, match=r"no sample can be used: .* make rows of more than 5 tokens"):
+        fitted(m0, max_length=5)
 
 
 @pytest.mark.parametrize(
     "switch",
     [
         {"k": 3}, {"weights": TEXT}, {"weights": SFT_ONLY}, {"beta": 0.5}, {"use_gt": True}, {"eos_after_refine": True},
-        {"rows": 10}, {"shuffled": True}, {"sampling": Sampling(0.5, 1.0, 8)}, {"cycles": 1},
+        {"rows": 10}, {"max_length": 11}, {"shuffled": True}, {"sampling": Sampling(0.5, 1.0, 8)}, {"cycles": 1},
     ],
 )  # fmt: skip
-def test_no_switch_is_dead(switch: dict[str, Any], m0: dict[str, torch.Tensor]) -> None:
-    assert not same_weights(fitted(m0)[0], fitted(m0, **switch)[0])
+def test_no_switch_is_dead(switch: dict[str, Any], m0: dict[str, torch.Tensor], plain: Any) -> None:
+    assert not same_weights(plain[0], fitted(m0, **switch)[0])
 
 
 def test_what_a_stage_counts(m0: dict[str, torch.Tensor]) -> None:
@@ -205,7 +224,7 @@ def test_bad_input(m0: dict[str, torch.Tensor]) -> None:
         fit(start(m0), [], TOKENS, ReviseConfig(**CONFIG), 0)
     with pytest.raises(RematchError, match="token ids 0 to 19, not 20"):
         fit(start(m0), PROBLEMS, Tokens(END, 20), ReviseConfig(**CONFIG), 0)
-    with pytest.raises(RematchError, match=r"none of the 32 samples can be used: 3\d did not end"):
+    with pytest.raises(RematchError, match=r"no sample can be used: \d+ did not end"):
         fit(llama(), PROBLEMS, TOKENS, ReviseConfig(**(CONFIG | {"sampling": Sampling(0.0, 1.0, 1)})), 0)
     with pytest.raises(RematchError, match="no pairs"):
         train_stage(start(m0), [], TOKENS, 0)

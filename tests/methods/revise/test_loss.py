@@ -201,7 +201,7 @@ def fixed_point(n_right: int, weights: LossWeights, reference: float, rate: floa
     model, objective = TwoActions(reference), ReviseObjective(pairs, margins, REFINE, weights)
     batch = collate(objective.rows)
     totals = Totals(n_rows, batch.n_counted)
-    for _ in range(400):
+    for _ in range(100):
         loss = batch_loss(model, objective, batch, range(n_rows), totals)
         (slope,) = torch.autograd.grad(loss, [model.log_odds])
         model.log_odds.data -= rate * slope
