@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rematch.jobs import thread_limits
@@ -110,7 +110,7 @@ def serve(listener: socket.socket, parent: int, run: Job) -> None:
             for key, _ in selector.select():
                 if key.fileobj is listener:
                     connection = listener.accept()[0]
-                    pid = _start(connection, listener, run)
+                    pid = _start(connection, [listener, *(other for _, other in jobs.values())], run)
                     handle = os.pidfd_open(pid)
                     jobs[pid] = (handle, connection)
                     selector.register(handle, selectors.EVENT_READ, pid)
@@ -135,8 +135,13 @@ def serve(listener: socket.socket, parent: int, run: Job) -> None:
                 connection.sendall(b"1\nrematch: the run was ended\n")
 
 
-def _start(connection: socket.socket, listener: socket.socket, run: Job) -> int:
-    """Fork the child that runs one command."""
+def _start(connection: socket.socket, others: Iterable[socket.socket], run: Job) -> int:
+    """Fork the child that runs one command.
+
+    Args:
+        others: sockets that the child has no business with. The connections of other jobs above all: as long as it held
+            one, that job's client would wait for it too.
+    """
     with connection.makefile("r", encoding="utf-8") as lines:
         arguments = json.loads(lines.readline() or "[]")
     _preload(arguments)
@@ -152,7 +157,8 @@ def _start(connection: socket.socket, listener: socket.socket, run: Job) -> int:
         die_with_parent(server)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        listener.close()
+        for other in others:
+            other.close()
         with tempfile.TemporaryFile("w+", encoding="utf-8") as captured:
             with contextlib.redirect_stderr(captured):
                 code = run(arguments)

@@ -29,6 +29,9 @@ def run(arguments):
         process = subprocess.Popen(["sleep", "600"])
         (here / "child").write_text(str(process.pid))
         process.wait()
+    if what == "wait":
+        while not (here / "go").is_file():
+            time.sleep(0.01)
     if what == "die":
         os.kill(os.getpid(), 9)
     if what == "exit":
@@ -111,6 +114,25 @@ def test_a_dead_server_is_noticed_at_once(server, tmp_path):
     server.kill()
     server.wait()
     assert submit(["work", str(tmp_path)]) is None
+
+
+def test_no_client_waits_for_the_job_of_another(server, tmp_path, wait_until):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    early = client("wait", first)
+    wait_until(lambda: (first / "pid").is_file())
+    late = client("sleep", second)  # forked while the first has its connection open
+    wait_until(lambda: (second / "child").is_file())
+    (first / "go").touch()
+    try:
+        early.communicate(timeout=20)
+        assert late.poll() is None
+        assert json.loads((first / "answer").read_text()) == 0
+    finally:
+        for process in (early, late):
+            process.kill()
+            process.communicate()
 
 
 def test_when_the_client_goes_the_job_goes(server, tmp_path, wait_until):
