@@ -103,7 +103,7 @@ MISTAKES = {
     ),
     "misspelt key of a budget": (
         rename(*AXIS, "budget", "share", to="shares"),
-        f"{CARD}: axes.flops_matched.budget: unknown key 'shares'; allowed: reference, share, tolerance.",
+        f"{CARD}: axes.flops_matched.budget: unknown key 'shares'; allowed: reference, share, tolerance, fixed.",
     ),
     "misspelt key of a claim": (
         rename("claims", "C1", "margin", to="margn"),
