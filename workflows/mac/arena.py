@@ -42,7 +42,8 @@ class Arena:
 
     Attributes:
         n_first: documents whose questions are put again and again, to see what is retained.
-        probes: after how many further documents, 0 for right after them; those beyond the stream are at its end.
+        probes: after how many further documents, 0 for right after them; those beyond the stream are at its end,
+            where they are put in any case.
         n_timed: documents and questions that are timed.
         max_new_tokens, batch_size, max_length, max_answer, max_document: see ``players.Asking``.
         beams: ``greedy``, or ``official``: the diverse beam search of the released evaluation.
@@ -154,7 +155,8 @@ class _Match:
         n_first, documents = min(self.arena.n_first, len(self.documents)), self.documents
         asks_first = any(name.startswith("first") or name == "f1_retention" for name in self.task.metrics)
         self._first: dict[int, list[str]] = {}
-        stops = {min(n_first + after, len(documents)) for after in self.arena.probes} if asks_first else set()
+        after = [*self.arena.probes, len(documents)]  # the end is always one
+        stops = {min(n_first + each, len(documents)) for each in after} if asks_first else set()
         read = 0
         for stop in sorted(stops | {len(documents)}):
             self.player.adapt(documents[read:stop])

@@ -29,6 +29,7 @@ from rematch.hub_models import check_model
 from workflows.mac.corpus import MAIN, read_documents, read_stream
 from workflows.mac.language_models import load_lm
 from workflows.mac.streams import Document
+from workflows.mac.world import question_key
 
 NOTES = "memory.json"
 STAGES = ("documents", "sentences")
@@ -84,9 +85,12 @@ class Memory:
         where = f"bases.{job.name}"
         if self.base_lm not in LMS:
             raise unknown("base_lm", self.base_lm, LMS, where)
-        dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
-        stages = [*self.stages, {"of": "documents", **self.recipe, "dropout": dropout}]
-        recipes = [_recipe(stage, f"{where}: {'stages' if stage in self.stages else 'recipe'}") for stage in stages]
+        recipes = [_recipe(stage, f"{where}: stages") for stage in self.stages]
+        if misplaced := {"of", "dropout"} & set(self.recipe):
+            raise RematchError(
+                f"{where}: recipe: {min(misplaced)}: the recipe is of documents, and dropout stands beside it"
+            )
+        recipes.append(_recipe({"of": "documents", **self.recipe, "dropout": self.dropout}, f"{where}: recipe"))
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
             raise RematchError(
@@ -168,7 +172,7 @@ def train_on_sentences(
 ) -> Training:
     """Meta-train on the documents' facts, one sentence each, in memories of one relation."""
     facts = [(document.name, *fact) for document in documents for fact in sentences(document)]
-    relations = [pair.question.replace(name, "") for name, _, pair in facts]
+    relations = [question_key(pair.question, name) for name, _, pair in facts]
     order = alike(relations, recipe, np.random.default_rng([seed, *b"sentences"]))
     return train(mac, [(text, [pair]) for _, text, pair in facts], recipe, seed, checkpoint, order=order)
 
@@ -217,11 +221,11 @@ def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
 
 def step_bytes(mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: int) -> int:
     """Bytes that one batch of meta-training keeps for the backward pass, parameters left out."""
-    chosen = documents[: recipe.documents_at(recipe.steps - 1)]
+    chosen = documents[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
     batch = mac.encode([document.text for document in chosen], [document.pairs for document in chosen])
     mask = recipe.dropout.draw(len(chosen), torch.Generator().manual_seed(seed))
     with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
-        mac(batch, mask)
+        mac(batch, mask, n_banks=recipe.banks)
     return saved.total
 
 
@@ -260,6 +264,7 @@ def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:
     options = {name: value for name, value in stage.items() if name != "of"}
     if stage.get("of") not in STAGES:
         raise unknown("of", str(stage.get("of")), STAGES, where)
+    options["dropout"] = _made(BackpropDropout, options.get("dropout", {}), f"{where}: dropout")
     return stage["of"], _made(Recipe, options, where)
 
 
