@@ -90,7 +90,9 @@ class Memory:
             raise RematchError(
                 f"{where}: recipe: {min(misplaced)}: the recipe is of documents, and dropout stands beside it"
             )
-        recipes.append(_recipe({"of": "documents", **self.recipe, "dropout": self.dropout}, f"{where}: recipe"))
+        of, recipe = _recipe({"of": "documents", **self.recipe}, f"{where}: recipe")
+        dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
+        recipes.append((of, dataclasses.replace(recipe, dropout=dropout)))
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
             raise RematchError(
@@ -209,12 +211,14 @@ def alike(keys: Sequence[Hashable], recipe: Recipe, rng: np.random.Generator) ->
 
 @torch.no_grad()
 def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
-    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions."""
+    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions, if it does."""
     mac.bank = mac.new_bank()
     adapting = count_flops(mac.adapt, [document.text for document in stream]).forward
-    questions = [pair.question for document in stream for pair in document.pairs]
-    first = questions[:64]
-    aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
+    aggregating = 0.0
+    if mac.aggregator is not None:
+        questions = [pair.question for document in stream for pair in document.pairs]
+        first = questions[:64]
+        aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
     mac.bank = mac.new_bank()
     return {"adapting": float(adapting), "aggregating": float(aggregating)}
 
