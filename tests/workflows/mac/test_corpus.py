@@ -129,5 +129,5 @@ def test_an_unknown_option_of_a_data_set(job: Callable[..., BaseJob], base: Any)
 
 
 def test_an_unknown_stream(streams: Path) -> None:
-    with pytest.raises(RematchError, match="unknown stream 'mian'; allowed: dense, long, main, .*'main'"):
+    with pytest.raises(RematchError, match=r"unknown stream 'mian'; allowed: dense, long, main, .*'main'"):
         read_stream(streams, "mian")

@@ -296,7 +296,7 @@ def test_attention(play: Make, documents: list[Document]) -> None:
 
 
 def test_what_it_may_see_is_one_of_three(play: Make) -> None:
-    with pytest.raises(RematchError, match="unknown sees 'god'; allowed: all, retrieved, gold. Did you mean 'gold'"):
+    with pytest.raises(RematchError, match=r"unknown sees 'god'; allowed: all, retrieved, gold\. Did you mean 'gold'"):
         play("mac", options={"sees": "god"})
 
 
