@@ -186,6 +186,7 @@ class Card:
         _known("level", axis.reported_levels.values(), axis.levels, f"{where}.reported_levels")
         _known("contender", axis.contenders, self.spec.contenders, f"{where}.contenders")
         _known("metric", axis.metrics, self.spec.metrics, f"{where}.metrics")
+        self._check_measured(where, axis)
         _of_type(axis.level_type, axis.levels, f"{where}.levels")
         if axis.budget is not None:
             _known("base", [axis.budget.reference], self.spec.bases, f"{where}.budget.reference")
@@ -197,6 +198,11 @@ class Card:
                 for base in self.spec.contenders[name].bases:
                     if self.spec.bases[base].per_share:
                         raise RematchError(f"{where}: '{name}' starts from '{base}', sized per share; set a budget")
+
+    def _check_measured(self, where: str, axis: AxisSpec) -> None:
+        for name in axis.contenders:
+            if not self.metrics_of(axis, name):
+                raise RematchError(f"{where}.contenders: '{name}' has none of the axis's metrics (see their 'of')")
 
     def _check_claim(self, key: str, claim: Claim) -> None:
         where = f"{self.where}: claims.{key}"
@@ -233,6 +239,7 @@ class Card:
             whole = self.spec.axes[name]
             _known("contender", narrow.contenders or [], whole.contenders, f"{where}.axes.{name}.contenders")
             _known("metric", narrow.metrics or [], whole.metrics, f"{where}.axes.{name}.metrics")
+            self._check_measured(f"{where}.axes.{name}", self.axis(name, tier))
             if narrow.share is not None and (whole.budget is None or whole.budget.share == "level"):
                 raise RematchError(f"{where}.axes.{name}.share: the axis has no share of its own that it could replace")
             if narrow.levels is not None:

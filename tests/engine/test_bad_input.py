@@ -79,6 +79,18 @@ def two_sizes_without_a_budget(card):
     card["axes"]["flops_matched"]["budget"] = None
 
 
+def only_one_is_measured(card):
+    card["claims"] = {}
+    for metric in card["metrics"].values():
+        metric["of"] = ["good"]
+
+
+def only_one_is_measured_at_a_tier(card):
+    card["claims"] = {}
+    card["metrics"]["accuracy"]["of"] = ["good"]
+    card["tiers"]["mini"]["axes"]["flops_matched"] = {"metrics": ["accuracy"]}
+
+
 AXIS = ("axes", "flops_matched")
 MISTAKES = {
     "unknown contender in an axis": (
@@ -103,7 +115,7 @@ MISTAKES = {
     ),
     "misspelt key of a budget": (
         rename(*AXIS, "budget", "share", to="shares"),
-        f"{CARD}: axes.flops_matched.budget: unknown key 'shares'; allowed: reference, share, tolerance.",
+        f"{CARD}: axes.flops_matched.budget: unknown key 'shares'; allowed: reference, share, tolerance, fixed.",
     ),
     "misspelt key of a claim": (
         rename("claims", "C1", "margin", to="margn"),
@@ -190,6 +202,26 @@ MISTAKES = {
     "unknown reference": (
         put(*AXIS, "budget", "reference", value="grund"),
         f"{CARD}: axes.flops_matched.budget.reference: unknown base 'grund'; allowed: ground.",
+    ),
+    "a budget that leaves an unknown contender as it is": (
+        put(*AXIS, "budget", "fixed", value=["godo"]),
+        f"{CARD}: axes.flops_matched.budget.fixed: unknown contender 'godo'; allowed: good, plain. Did you mean 'good'?",
+    ),
+    "a metric of an unknown contender": (
+        put("metrics", "accuracy", "of", value=["god"]),
+        f"{CARD}: metrics.accuracy.of: unknown contender 'god'; allowed: good, plain. Did you mean 'good'?",
+    ),
+    "a claim of a metric that the opponent lacks": (
+        put("metrics", "accuracy", "of", value=["good"]),
+        f"{CARD}: claims.C1: unknown contender (not one that has 'accuracy') 'plain'; allowed: good.",
+    ),
+    "a contender without a metric on an axis": (
+        only_one_is_measured,
+        f"{CARD}: axes.flops_matched.contenders: 'plain' has none of the axis's metrics (see their 'of')",
+    ),
+    "a contender without a metric at a tier": (
+        only_one_is_measured_at_a_tier,
+        f"{CARD}: tiers.mini.axes.flops_matched.contenders: 'plain' has none of the axis's metrics (see their 'of')",
     ),
     "bases that need each other": (needs_circle, f"{CARD}: bases.ground.needs: a cycle, ground -> water -> ground"),
     "a size without a budget": (

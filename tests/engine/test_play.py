@@ -97,6 +97,42 @@ def test_an_outcome_is_checked_against_what_the_axis_asked_for(toy, found, statu
         assert rows[0]["flops_ratio"] == found.flops / 500
 
 
+def test_a_contender_that_a_budget_leaves_as_it_is_has_no_target(toy):
+    toy.card(lambda card: card["axes"]["flops_matched"]["budget"].update(fixed=["good"]))
+    plan = Plan(load_settings(toy.path))
+    for match in plan.matches():
+        found = outcome(ACCURACY, PERPLEXITY, flops=700.0, flops_target=None)
+        rows, _ = _rows(plan, match, _common(plan, match, 0, "a-run"), found)
+        assert {row["status"] for row in rows} == {"ok" if match.contender == "good" else "failed"}
+        if match.contender == "good":
+            assert rows[0]["flops"] == 700
+            assert math.isnan(rows[0]["flops_ratio"])
+
+
+def test_the_arena_is_told_no_share_of_a_fixed_contender(grounded):
+    grounded.card(lambda card: card["axes"]["flops_matched"]["budget"].update(fixed=["good"]))
+    grounded.snakemake()
+    rows = grounded.records()
+    assert set(rows["status"]) == {"ok"}
+    ratios = rows.groupby("contender")["flops_ratio"]
+    assert ratios.count().to_dict() == {"good": 0, "plain": len(rows) // 2}
+    assert set(rows[rows["contender"] == "good"]["flops"]) == {1000.0}
+
+
+def test_a_metric_may_be_of_some_contenders_only(toy):
+    toy.card(lambda card: card["metrics"]["perplexity"].update(of=["plain"]))
+    plan = Plan(load_settings(toy.path))
+    reasons = {}
+    for match in plan.matches():
+        for name, found in (("one", outcome(ACCURACY)), ("both", outcome(ACCURACY, PERPLEXITY))):
+            rows, _ = _rows(plan, match, _common(plan, match, 0, "a-run"), found)
+            reasons[match.contender, name] = rows[0]["reason"]
+    assert reasons == {
+        ("good", "one"): "", ("plain", "both"): "", ("plain", "one"): "the arena did not measure perplexity",
+        ("good", "both"): "the arena measured 'perplexity', which the axis does not ask for",
+    }  # fmt: skip
+
+
 def test_items_carry_their_position(toy):
     plan = Plan(load_settings(toy.path))
     match = plan.matches()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
@@ -180,6 +181,31 @@ def test_tables_of_an_axis_that_the_tier_does_not_play_are_left_out(card: Card) 
 
 
 # -- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_who_has_not_got_a_metric_is_not_in_its_table(card: Card, records: pd.DataFrame) -> None:
+    card, spec = copy.copy(card), card.spec
+    accuracy = spec.metrics["accuracy"].model_copy(update={"of": ["simba", "dense"]})
+    card.spec = spec.model_copy(update={"metrics": spec.metrics | {"accuracy": accuracy}})
+    found = {table.name: table for table in metric_tables(card, synthetic.TIER, fold(records))}
+    every = card.spec.axes["flops_matched"].contenders
+    assert [row.label for row in found["zero-shot-accuracy-at-equal-flops"].rows] == ["Simba", "Dense Mamba"]
+    assert len(found["perplexity-at-equal-flops"].rows) == len(every)
+
+
+def test_a_contender_without_a_target_shows_no_ratio_to_it(card: Card, records: pd.DataFrame) -> None:
+    card, spec = copy.copy(card), card.spec
+    axis = spec.axes["flops_matched"]
+    axis = axis.model_copy(update={"budget": axis.budget.model_copy(update={"fixed": ["simba"]})})
+    card.spec = spec.model_copy(update={"axes": spec.axes | {"flops_matched": axis}})
+    records = records.copy()
+    records.loc[records["contender"] == "simba", "flops_ratio"] = math.nan
+    found = {table.name: table for table in metric_tables(card, synthetic.TIER, fold(records))}
+    details = {
+        label: row(found["perplexity-at-equal-flops"], label).cells[0].detail for label in ("Simba", "Dense Mamba")
+    }
+    assert "FLOPs" not in details["Simba"]
+    assert "FLOPs ×1" in details["Dense Mamba"]
 
 
 def test_csv_is_tidy_and_exact(tables: dict[str, Table]) -> None:

@@ -42,7 +42,8 @@ class Arena:
 
     Attributes:
         n_first: documents whose questions are put again and again, to see what is retained.
-        probes: after how many further documents, 0 for right after them; those beyond the stream are at its end.
+        probes: after how many further documents, 0 for right after them; those beyond the stream are at its end,
+            where they are put in any case.
         n_timed: documents and questions that are timed.
         max_new_tokens, batch_size, max_length, max_answer, max_document: see ``players.Asking``.
         beams: ``greedy``, or ``official``: the diverse beam search of the released evaluation.
@@ -140,7 +141,9 @@ class _Match:
             self._read()
         else:
             self._read_within()
-        return self.player.answer([pair.question for pair in self.pairs], self.gold)
+        answers = self.player.answer([pair.question for pair in self.pairs], self.gold)
+        self.player.counting = False  # what is asked from now on is no part of the stream, and counting is slow
+        return answers
 
     @cached_property
     def first_answers(self) -> dict[int, list[str]]:
@@ -152,7 +155,8 @@ class _Match:
         n_first, documents = min(self.arena.n_first, len(self.documents)), self.documents
         asks_first = any(name.startswith("first") or name == "f1_retention" for name in self.task.metrics)
         self._first: dict[int, list[str]] = {}
-        stops = {min(n_first + after, len(documents)) for after in self.arena.probes} if asks_first else set()
+        after = [*self.arena.probes, len(documents)]  # the end is always one
+        stops = {min(n_first + each, len(documents)) for each in after} if asks_first else set()
         read = 0
         for stop in sorted(stops | {len(documents)}):
             self.player.adapt(documents[read:stop])
@@ -282,10 +286,11 @@ class _Match:
         yield Measurement("bytes_per_question", float(self.player.question_costs(self.pairs[0].question).peak))
 
     def seconds_per_document(self) -> Iterator[Measurement]:
-        """Of documents that come one at a time, by a player that has read two."""
+        """Of documents that come one at a time, by a player that has read them: fine-tuning counts the FLOPs of every
+        length of a document when it first comes, which is no part of its work."""
         fresh = self.task.contender.player(self.task, self.asking, False)
-        fresh.adapt(self.documents[:2])
-        some = self.documents[2 : 2 + self.arena.n_timed]
+        some = self.documents[: self.arena.n_timed]
+        fresh.adapt(some)
         yield Measurement("seconds_per_document", _seconds(lambda: [fresh.adapt([each]) for each in some]) / len(some))
 
     def seconds_per_question(self) -> Iterator[Measurement]:

@@ -75,15 +75,15 @@ class Streams:
 
     Attributes:
         n_train: documents of the generated world to meta-train on, about the names for that.
-        n_validation: documents of the validation stream, about names of its own.
-        n_stream: documents of a stream, about the names for testing; twice as many in the long one.
+        n_validation: documents of the validation stream, about names of its own, once each.
+        n_stream: documents of a stream, about the names for testing, once each; twice as many in the long one.
         dataset: instead of the world: a published data set; its evaluation stream of ``n_stream`` documents is the main one.
         others: further data sets, each a stream of as many documents under its name.
         options: of ``load_splits``: ``limits``, ``deduplicate``, ``scale``.
     """
 
     n_train: int = 8192
-    n_validation: int = 128
+    n_validation: int = 64
     n_stream: int = 128
     dataset: str = ""
     others: list[str] = field(default_factory=list)
@@ -123,9 +123,12 @@ class Streams:
         def rng(purpose: str) -> np.random.Generator:
             return np.random.default_rng([seed, *purpose.encode()])
 
-        n_names = len(world.names["test"])
-        if self.n_stream > n_names:
-            raise RematchError(f"bases.streams: n_stream: {self.n_stream}; the world has {n_names} names for testing")
+        # A name that came twice would have two answers to one question.
+        for key, n, part in (("n_stream", self.n_stream, "test"), ("n_validation", self.n_validation, "validation")):
+            if n > len(world.names[part]):
+                raise RematchError(
+                    f"bases.streams: {key}: {n}; the world has {len(world.names[part])} names for {part}"
+                )
         streams = {
             MAIN: world.documents("test", self.n_stream, rng(MAIN)),
             VALIDATION: world.documents("validation", self.n_validation, rng(VALIDATION)),

@@ -29,6 +29,7 @@ from rematch.hub_models import check_model
 from workflows.mac.corpus import MAIN, read_documents, read_stream
 from workflows.mac.language_models import load_lm
 from workflows.mac.streams import Document
+from workflows.mac.world import question_key
 
 NOTES = "memory.json"
 STAGES = ("documents", "sentences")
@@ -84,9 +85,14 @@ class Memory:
         where = f"bases.{job.name}"
         if self.base_lm not in LMS:
             raise unknown("base_lm", self.base_lm, LMS, where)
+        recipes = [_recipe(stage, f"{where}: stages") for stage in self.stages]
+        if misplaced := {"of", "dropout"} & set(self.recipe):
+            raise RematchError(
+                f"{where}: recipe: {min(misplaced)}: the recipe is of documents, and dropout stands beside it"
+            )
+        of, recipe = _recipe({"of": "documents", **self.recipe}, f"{where}: recipe")
         dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
-        stages = [*self.stages, {"of": "documents", **self.recipe, "dropout": dropout}]
-        recipes = [_recipe(stage, f"{where}: {'stages' if stage in self.stages else 'recipe'}") for stage in stages]
+        recipes.append((of, dataclasses.replace(recipe, dropout=dropout)))
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
             raise RematchError(
@@ -168,7 +174,7 @@ def train_on_sentences(
 ) -> Training:
     """Meta-train on the documents' facts, one sentence each, in memories of one relation."""
     facts = [(document.name, *fact) for document in documents for fact in sentences(document)]
-    relations = [pair.question.replace(name, "") for name, _, pair in facts]
+    relations = [question_key(pair.question, name) for name, _, pair in facts]
     order = alike(relations, recipe, np.random.default_rng([seed, *b"sentences"]))
     return train(mac, [(text, [pair]) for _, text, pair in facts], recipe, seed, checkpoint, order=order)
 
@@ -205,23 +211,25 @@ def alike(keys: Sequence[Hashable], recipe: Recipe, rng: np.random.Generator) ->
 
 @torch.no_grad()
 def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
-    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions."""
+    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions, if it does."""
     mac.bank = mac.new_bank()
     adapting = count_flops(mac.adapt, [document.text for document in stream]).forward
-    questions = [pair.question for document in stream for pair in document.pairs]
-    first = questions[:64]
-    aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
+    aggregating = 0.0
+    if mac.aggregator is not None:
+        questions = [pair.question for document in stream for pair in document.pairs]
+        first = questions[:64]
+        aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
     mac.bank = mac.new_bank()
     return {"adapting": float(adapting), "aggregating": float(aggregating)}
 
 
 def step_bytes(mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: int) -> int:
     """Bytes that one batch of meta-training keeps for the backward pass, parameters left out."""
-    chosen = documents[: recipe.documents_at(recipe.steps - 1)]
+    chosen = documents[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
     batch = mac.encode([document.text for document in chosen], [document.pairs for document in chosen])
     mask = recipe.dropout.draw(len(chosen), torch.Generator().manual_seed(seed))
     with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
-        mac(batch, mask)
+        mac(batch, mask, n_banks=recipe.banks)
     return saved.total
 
 
@@ -260,6 +268,7 @@ def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:
     options = {name: value for name, value in stage.items() if name != "of"}
     if stage.get("of") not in STAGES:
         raise unknown("of", str(stage.get("of")), STAGES, where)
+    options["dropout"] = _made(BackpropDropout, options.get("dropout", {}), f"{where}: dropout")
     return stage["of"], _made(Recipe, options, where)
 
 

@@ -1,0 +1,304 @@
+"""Those that take part: what they learn from, that they may read in parts, and that a match leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.online import BM25
+from rematch.arena import Task
+from rematch.errors import RematchError
+from rematch.play import Skip
+from workflows.mac import finetuning
+from workflows.mac.corpus import MAIN, read_stream
+from workflows.mac.finetuning import FinetuningPlayer, SalientPlayer
+from workflows.mac.memory_player import MemoryPlayer
+from workflows.mac.players import Asking, Player
+from workflows.mac.retrieval import RetrievalPlayer
+from workflows.mac.streams import Document
+
+ASKING = Asking(max_new_tokens=3, max_length=32, max_answer=8, max_document=64)
+RATE = {"learning_rate": 0.01}
+FINETUNERS = ("uniform", "salient_spans", "camels")
+EVERYONE = {
+    "no_adaptation": {}, "even_attention": {}, **dict.fromkeys(FINETUNERS, RATE), "bm25": {}, "mac": {}, "mac_group4": {},
+    "mac_nearest": {"limit": 6}, "mac_average": {"limit": 6}, "mac_prune": {"limit": 6}, "mac_retrieved": {"top_k": 2},
+    "mac_gold": {}, "mac_none": {},
+}  # fmt: skip
+
+Make = Callable[..., Player]
+
+
+@pytest.fixture
+def play(task: Callable[..., Task]) -> Make:
+    """A player that has read nothing yet."""
+
+    def made(contender: str, counting: bool = False, options: dict[str, Any] | None = None, **more: Any) -> Any:
+        found = task(contender, options=EVERYONE[contender] | (options or {}), **more)
+        return found.contender.player(found, ASKING, counting)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def documents(streams: Path) -> list[Document]:
+    return read_stream(streams, MAIN)
+
+
+def questions(documents: Sequence[Document]) -> tuple[list[str], list[int]]:
+    asked = [(pair.question, place) for place, document in enumerate(documents) for pair in document.pairs]
+    return [question for question, _ in asked], [place for _, place in asked]
+
+
+def state(player: Any) -> list[torch.Tensor]:
+    """Everything that reading can have changed."""
+    found = [p.detach().clone() for p in player.lm.parameters()]
+    return [*found, player.mac.bank.tensor.clone()] if isinstance(player, MemoryPlayer) else found
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERYONE)
+def test_reading_in_parts_is_reading_at_once(play: Make, documents: list[Document], name: str) -> None:
+    whole, parts = play(name), play(name)
+    whole.adapt(documents)
+    for first, last in ((0, 1), (1, 6), (6, 12)):
+        parts.adapt(documents[first:last])
+        parts.answer(*questions(documents[:1]))  # being asked changes nothing
+    assert whole.n_seen == parts.n_seen == 12
+    if isinstance(whole, MemoryPlayer):  # batches of other sizes differ in the last bits
+        for one, other in zip(state(whole), state(parts), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    else:
+        assert equal(state(whole), state(parts))
+    assert whole.answer(*questions(documents)) == parts.answer(*questions(documents))
+
+
+def test_nothing_of_a_match_leaks_into_the_next(play: Make, room: Any, documents: list[Document]) -> None:
+    bases = {name: room.build(name)[0] for name in ("qa_lm", "lm", "memory", "memory_fewer", "weights", "reader_lm")}
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for folder in bases.values() for path in folder.rglob("*") if path.is_file()}
+
+    before, untouched = files(), play("uniform")
+    for name in (*FINETUNERS, "mac", "bm25"):
+        player = play(name)
+        player.adapt(documents)
+        player.answer(*questions(documents[:2]))
+        player.document_costs(documents[0])
+    assert files() == before
+    assert equal(state(play("uniform")), state(untouched))
+
+
+def test_asking_for_costs_changes_no_one(play: Make, documents: list[Document]) -> None:
+    for name in (*FINETUNERS, "mac"):
+        player = play(name)
+        player.adapt(documents[:2])
+        before = state(player)
+        costs = player.document_costs(documents[2])
+        asked = player.question_costs(documents[0].pairs[0].question)
+        assert equal(before, state(player))
+        assert costs.peak > 0 < asked.peak
+        assert (costs.saved > 0) == (name != "mac") != (costs.kept > 0)
+
+
+def test_counted_answers_are_the_same(play: Make, documents: list[Document]) -> None:
+    for name in ("no_adaptation", "mac"):
+        plain, counted = play(name), play(name, counting=True)
+        plain.adapt(documents)
+        counted.adapt(documents)
+        assert plain.answer(*questions(documents)) == counted.answer(*questions(documents))
+        assert plain.answer_flops == 0 < counted.answer_flops
+        assert (counted.adapt_flops > 0) == (name == "mac")
+
+
+# -- online fine-tuning -----------------------------------------------------------------------------------------------
+
+
+def test_fine_tuners_learn_and_differ(play: Make, documents: list[Document]) -> None:
+    start, found = state(play("no_adaptation")), []
+    for name in FINETUNERS:
+        player = play(name)
+        player.adapt(documents)
+        found.append(state(player))
+        assert not equal(start, found[-1])
+    assert not equal(found[0], found[1])
+    assert not equal(found[1], found[2])
+    assert not equal(found[0], found[2])
+    faster = play("uniform", options={"learning_rate": 0.02})
+    faster.adapt(documents)
+    assert not equal(state(faster), found[0])
+    clipped = play("uniform", options={"clip": 1e-8})
+    clipped.adapt(documents)
+    assert not equal(state(clipped), found[0])
+
+
+def test_salient_spans_are_the_generators_and_else_the_pipelines(
+    play: Make, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Pipeline:
+        def __call__(self, text: str) -> list[tuple[int, int]]:
+            asked.append(text)
+            return [(0, len(text.split()[0]))]
+
+    monkeypatch.setattr(finetuning, "EntitySpans", Pipeline)
+    player: Any = play("salient_spans")
+    assert isinstance(player, SalientPlayer)
+    known, unknown = documents[0], dataclasses.replace(documents[1], salient=())
+    first, second = player.encode([known, unknown])
+    assert asked == [unknown.text]
+    words = known.text.split()
+    told = {known.name, *(word for pair in known.pairs for word in pair.answer.split())}
+    assert first.salient.tolist() == [word in told for word in words]
+    assert second.salient.tolist() == [True] + [False] * (len(unknown.text.split()) - 1)
+
+
+def test_documents_are_cut(play: Make, documents: list[Document]) -> None:
+    player: Any = play("uniform")
+    player.asking = dataclasses.replace(ASKING, max_document=5)
+    assert {len(each.input_ids) for each in player.encode(documents)} == {5}
+
+
+@pytest.mark.parametrize("name", FINETUNERS)
+def test_a_budget_is_met_within_half_a_step(play: Make, documents: list[Document], name: str) -> None:
+    once: Any = play(name)
+    once.adapt(documents)
+    steps = [once.finetuner.flops_of(each) for each in once.encode(documents)]
+    assert once.adapt_flops == sum(steps)
+    player = play(name)
+    player.adapt_within(documents, 1.55 * once.adapt_flops)
+    assert abs(player.adapt_flops - 1.55 * once.adapt_flops) <= max(steps) / 2
+    assert player.n_seen == 12
+    again, twice = play(name), play(name)
+    again.adapt_within(documents, 2 * once.adapt_flops)
+    twice.adapt(documents)
+    twice.adapt(documents)
+    assert equal(state(again), state(twice))
+    little = play(name)
+    little.adapt_within(documents, 1.0)  # one pass at least
+    assert equal(state(little), state(once))
+
+
+# -- MAC --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "what"), [("mac", "MAC was"), ("camels", "weight network was")])
+def test_the_level_picks_the_base(play: Make, room: Any, name: str, what: str) -> None:
+    bases = {"mac": ("memory", "memory_fewer"), "camels": ("weights", "weights_fewer")}[name]
+    whole = play(name, axis="data_efficiency", level=64)
+    fewer = play(name, axis="data_efficiency", level=32)
+    assert [each.meta_flops for each in (whole, fewer)] == [room.build(base)[1].train_flops for base in bases]
+    assert whole.meta_flops != fewer.meta_flops
+    assert play(name, level=8).meta_flops == whole.meta_flops  # elsewhere the largest
+    with pytest.raises(RematchError, match=rf"no {what} meta-trained on 48 documents; there are: 32, 64"):
+        play(name, axis="data_efficiency", level=48)
+
+
+def test_the_oracle_sees_its_document_only(play: Make, documents: list[Document]) -> None:
+    """So what it answers right after a document it answers for ever: retention is exactly 100 %."""
+    for name in ("mac_gold", "mac_none"):
+        player: Any = play(name)
+        asked, gold = questions(documents[:4])
+        player.adapt(documents[:4])
+        with torch.no_grad():
+            phi = player.mac.aggregate(asked, select=player._visible(asked, gold))
+            answers = player.answer(asked, gold)
+            player.adapt(documents[4:])
+            assert torch.equal(player.mac.aggregate(asked, select=player._visible(asked, gold)), phi)
+        assert player.answer(asked, gold) == answers
+        assert player._visible(asked, gold).flatten().tolist() == gold
+
+
+def test_it_may_look_at_what_bm25_finds(play: Make, documents: list[Document]) -> None:
+    player: Any = play("mac_retrieved")
+    player.adapt(documents)
+    asked, gold = questions(documents)
+    places = BM25([document.text for document in documents]).search(asked, 2)
+    assert player._visible(asked, gold).tolist() == places.tolist()
+    assert [place in row for place, row in zip(gold, places.tolist(), strict=True)] == [True] * len(gold)
+    everything = play("mac_retrieved", options={"top_k": 12})
+    everything.adapt(documents)
+    whole = play("mac")
+    whole.adapt(documents)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            everything.mac.aggregate(asked, select=everything._visible(asked, gold)), whole.mac.aggregate(asked)
+        )
+
+
+def test_a_reader_reads_the_documents_before_the_question(
+    play: Make, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    player: Any = play("bm25", options={"top_k": 2})
+    assert isinstance(player, RetrievalPlayer)
+    player.adapt(documents)
+    read: list[str] = []
+    monkeypatch.setattr(player, "_generate", lambda prompts, length: read.extend(prompts) or [""] * len(prompts))
+    asked, gold = questions(documents)
+    player.answer(asked, gold)
+    assert read == BM25([document.text for document in documents]).prepended(asked, 2)
+    assert all(documents[place].text in text for place, text in zip(gold, read, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mac_nearest", "mac_average", "mac_prune"])
+def test_a_bounded_bank_is_never_longer(play: Make, documents: list[Document], name: str) -> None:
+    player: Any = play(name)
+    for document in documents:
+        player.adapt([document])
+        assert len(player.mac.bank) == min(player.n_seen, 6)
+    stood_for = [each for ids in player.mac.bank.ids for each in ids]
+    assert len(set(stood_for)) == len(stood_for) == (6 if name == "mac_prune" else 12)
+    other = play(name, seed=1)
+    other.adapt(documents)
+    assert (other.mac.bank.ids == player.mac.bank.ids) == (name == "mac_nearest")
+
+
+def test_groups_that_hold_the_whole_bank_are_the_whole_bank(play: Make, documents: list[Document]) -> None:
+    players: list[Any] = [play("mac", options={"group_size": size}) for size in (None, 12, 40, 4)]
+    asked, _ = questions(documents)
+    found = []
+    for player in players:
+        player.adapt(documents)
+        with torch.no_grad():
+            found.append(player.mac.aggregate(asked, group_size=player.options.group_size))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.allclose(found[0], found[3])
+
+
+def test_attention(play: Make, documents: list[Document]) -> None:
+    asked, gold = questions(documents)
+    player: Any = play("mac")
+    player.adapt(documents)
+    mass = player.attention_mass(asked, gold)
+    assert mass.shape == (len(asked), 2)
+    assert torch.equal(mass[5], player.mac.attention_mass(asked)[5, :, gold[5]])
+    even = play("even_attention")
+    even.adapt(documents)
+    assert even.attention_mass(asked, gold).unique().tolist() == [pytest.approx(1 / 12)]
+    for name in ("no_adaptation", "mac_group4", "mac_nearest", "mac_gold", "mac_none", "mac_retrieved"):
+        other = play(name)
+        other.adapt(documents)
+        with pytest.raises(Skip):
+            other.attention_mass(asked, gold)
+
+
+def test_what_it_may_see_is_one_of_three(play: Make) -> None:
+    with pytest.raises(RematchError, match=r"unknown sees 'god'; allowed: all, retrieved, gold\. Did you mean 'gold'"):
+        play("mac", options={"sees": "god"})
+
+
+def test_uniform_is_the_plain_fine_tuner(play: Make) -> None:
+    assert type(play("uniform")) is FinetuningPlayer

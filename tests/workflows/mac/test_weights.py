@@ -1,0 +1,74 @@
+"""CaMeLS' weight network as it is meta-trained for the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from baselines.online import WeightNet
+from rematch.arena import BaseJob
+from rematch.errors import RematchError
+from workflows.mac.corpus import read_documents
+from workflows.mac.language_models import load_lm
+from workflows.mac.weights import MULTIPLE, Weights, n_documents
+
+UNTRAINED = float(np.log(2)) / 3
+
+
+def test_a_network_is_trained_and_comes_back(room: Any, streams: Path) -> None:
+    folder, info = room.build("weights")
+    assert n_documents(folder) == info.notes["n_documents"] == 64
+    assert n_documents(room.build("weights_fewer")[0]) == 32
+    assert info.samples_seen == 2 * 1 * 2
+    assert info.train_flops > 0
+    net = WeightNet.from_pretrained(folder)
+    ids = torch.arange(10)[None]
+    weights = net(ids).flatten()
+    assert (weights > 0).all()
+    assert not torch.allclose(weights, torch.full_like(weights, UNTRAINED), atol=1e-6)
+    again = WeightNet.from_pretrained(room.build_anew("weights", None, 0)[0])
+    assert torch.equal(net(ids), again(ids))
+    other = WeightNet.from_pretrained(room.build("weights", seed=1)[0])
+    assert not torch.equal(net(ids), other(ids))
+
+
+def test_the_language_model_stays(room: Any) -> None:
+    folder = room.build("qa_lm")[0]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    room.build_anew("weights", None, 0)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_document_is_asked_a_question_of_its_own(room: Any, streams: Path) -> None:
+    _, tokenizer = load_lm(room.build("qa_lm")[0], None)
+    documents = read_documents(streams / "train.jsonl")
+    anchors = [document.text for document in read_documents(room.build("corpus")[0] / "documents.jsonl")]
+    base = Weights(steps=8, accumulation=2, batch_size=4, max_document=64)
+    batches = list(base._batches(tokenizer, documents, anchors, 0))
+    assert len(batches) == 16
+    read = []
+    for batch in batches:
+        assert batch.input_ids.shape == batch.attention_mask.shape
+        assert batch.input_ids.shape[1] % MULTIPLE == 0
+        for ids, mask, question in zip(batch.input_ids, batch.attention_mask, batch.qa.input_ids, strict=True):
+            text = tokenizer.decode(ids[mask.bool()])
+            (document,) = [each for each in documents if each.text == text]
+            asked = tokenizer.decode(question, skip_special_tokens=True)
+            assert asked in {f"{pair.question} {pair.answer}" for pair in document.pairs}
+            read.append(text)
+        for ids, mask in zip(batch.anchor_ids, batch.anchor_mask, strict=True):
+            assert tokenizer.decode(ids[mask.bool()]) in anchors
+    assert len(set(read)) == 64  # each once before one comes again
+    cut = next(Weights(steps=1, batch_size=4, max_document=16)._batches(tokenizer, documents, anchors, 0))
+    assert cut.input_ids.shape[1] == 16
+
+
+def test_too_few_documents(room: Any, streams: Path, job: Callable[..., BaseJob]) -> None:
+    needs = {name: room.build(name)[0] for name in ("qa_lm", "streams", "corpus")}
+    with pytest.raises(RematchError, match=r"bases\.some: n_documents: 65; the base 'streams' holds 64 to train on"):
+        Weights(n_documents=65).build(job(needs))
