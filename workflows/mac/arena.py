@@ -25,7 +25,7 @@ from rematch.arena import Measurement, Outcome, Task
 from rematch.errors import RematchError, unknown
 from rematch.play import Skip
 from workflows.mac.corpus import MAIN, VALIDATION, read_stream, stream_path
-from workflows.mac.players import Asking, Player
+from workflows.mac.players import Asking, Player, player_of
 from workflows.mac.streams import Document
 
 SCORES = {"em_prefix": qa.em_prefix, "em_strict": qa.em_strict, "f1": qa.f1}
@@ -102,7 +102,7 @@ class _Match:
             arena.max_answer,
             arena.max_document,
         )
-        self.player: Player = task.contender.player(task, self.asking, self.counting)
+        self.player: Player = player_of(task, self.asking, self.counting)
         self.target: float | None = None
         self.documents = self._documents()
         asked = [(place, pair) for place, document in enumerate(self.documents) for pair in document.pairs]
@@ -283,7 +283,7 @@ class _Match:
 
     def seconds_per_document(self) -> Iterator[Measurement]:
         """Of documents that come one at a time, by a player that has read two."""
-        fresh = self.task.contender.player(self.task, self.asking, False)
+        fresh: Any = player_of(self.task, self.asking, False)
         fresh.adapt(self.documents[:2])
         some = self.documents[2 : 2 + self.arena.n_timed]
         yield Measurement("seconds_per_document", _seconds(lambda: [fresh.adapt([each]) for each in some]) / len(some))
