@@ -76,11 +76,8 @@ def sizes_of(tier: str) -> dict[str, dict[str, Any]]:
         n = N_FEWER if name.endswith("_fewer") else N_DOCUMENTS
         if class_of(name) == "Memory":
             recipe = options["recipe"]
-            steps = {
-                "steps": min(2, recipe["steps"]),
-                "documents": 4,
-                "accumulation": min(2, recipe.get("accumulation", 1)),
-            }
+            few = {"steps": min(2, recipe["steps"]), "documents": 4, "checkpoint_every": 1}
+            steps = few | {"accumulation": min(2, recipe.get("accumulation", 1))}
             aggregator = {"n_heads": 2, "head_dim": 8, "expansion_width": 16}
             small[name] = {"n_documents": n, "recipe": recipe | steps}
             if "encoder" in options:
@@ -248,6 +245,30 @@ def test_a_memory_that_others_start_from_is_untrained(paper: Room) -> None:
     before, after = (load_memory(folder, bases, paper.hub) for folder in (start, trained))
     changed = [not torch.equal(a, b) for (_, a), (_, b) in zip(before.networks(), after.networks(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)
+
+
+def test_a_step_of_the_reader_reads_the_retrieved_documents(paper: Room) -> None:
+    reader, plain = (read_notes(paper.build(name)[0]) for name in ("memory_reader", "memory_plain"))
+    assert (reader["reads"], plain["reads"]) == (5, 0)
+    assert reader["train_bytes"] > 1.5 * plain["train_bytes"]
+
+
+def test_camels_is_held_to_the_anchors(paper: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = load_lm(paper.build("lm")[0], paper.hub)
+    texts = []
+
+    def read(net: Any, lm: Any, batches: Any, recipe: Any, seed: int) -> None:
+        for batch in batches:
+            rows = zip(batch.anchor_ids, batch.anchor_mask, strict=True)
+            texts.extend(tokenizer.decode(ids[mask.bool()]) for ids, mask in rows)
+        raise InterruptedError
+
+    monkeypatch.setattr("workflows.mac.weights.meta_train", read)
+    room = dataclasses.replace(paper, folder=tmp_path)
+    with pytest.raises(InterruptedError):
+        room.build_anew("weights", None, 0)
+    assert len(texts) == 8  # a step of 4 batches of 2
+    assert all(text.startswith("Web page ") for text in texts)
 
 
 @pytest.mark.parametrize(
