@@ -135,6 +135,8 @@ class Outcome:
         flops_target: the FLOPs that the budget allowed, or None where the axis sets none.
         train_flops: FLOPs spent on training what was played, bases included.
         data_hash: hash of the data that the match was scored on.
+        undefined: metrics of the axis that have no value in this match, each with the reason (a ratio to nothing); the others
+            count all the same.
     """
 
     measurements: Sequence[Measurement]
@@ -145,3 +147,4 @@ class Outcome:
     tokens_seen: int = 0
     data_hash: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)

@@ -227,7 +227,7 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
     axis, card = plan.axes(match.paper)[match.axis], plan.cards[match.paper]
     metrics, asked = card.spec.metrics, card.metrics_of(axis, match.contender)
     measured = {m.metric for m in outcome.measurements}
-    if missing := [name for name in asked if name not in measured]:
+    if missing := [name for name in asked if name not in measured and name not in outcome.undefined]:
         return [_status_row(common, "failed", f"the arena did not measure {', '.join(missing)}")], []
     for m in outcome.measurements:
         if m.metric not in asked:
@@ -254,7 +254,11 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
         "samples_seen": outcome.samples_seen,
         "tokens_seen": outcome.tokens_seen,
         "data_hash": outcome.data_hash,
-        "notes": json.dumps(dict(outcome.notes), sort_keys=True, default=float),
+        "notes": json.dumps(
+            dict(outcome.notes) | ({"undefined": dict(outcome.undefined)} if outcome.undefined else {}),
+            sort_keys=True,
+            default=float,
+        ),
     }
     rows, items = [], []
     for m in outcome.measurements:

@@ -23,13 +23,20 @@ from baselines.decoding import GREEDY, OFFICIAL_BEAMS
 from baselines.qa import is_scorable
 from rematch.arena import Measurement, Outcome, Task
 from rematch.errors import RematchError, unknown
-from rematch.play import Skip
 from workflows.mac.corpus import MAIN, VALIDATION, read_stream, stream_path
-from workflows.mac.players import Asking, Player
+from workflows.mac.players import Asking, Player, player_of
 from workflows.mac.streams import Document
 
 SCORES = {"em_prefix": qa.em_prefix, "em_strict": qa.em_strict, "f1": qa.f1}
 BEAMS = {"greedy": GREEDY, "official": OFFICIAL_BEAMS}
+
+
+LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm")
+"""The bases whose training is that of the language model that answers."""
+
+
+class Undefined(Exception):
+    """Raised by a metric that has no value in a match; the message is the reason."""
 
 
 @dataclass
@@ -68,15 +75,27 @@ class Arena:
     stream: Literal["main", "validation"] = "main"
 
     def play(self, task: Task) -> Outcome:
-        """Play one match for one seed. The FLOPs of the outcome are those of reading the stream and answering, counted."""
+        """Play one match for one seed.
+
+        The FLOPs of the outcome are those of reading the stream, and for MAC of looking up; what the language model spends on
+        reading questions and answering is the same for all and left out.
+        """
         match = _Match(self, task)
-        measurements = [found for metric in task.metrics for found in getattr(match, metric)()]
+        measurements: list[Measurement] = []
+        undefined: dict[str, str] = {}
+        for metric in task.metrics:
+            try:
+                measurements += getattr(match, metric)()
+            except Undefined as reason:
+                undefined[metric] = str(reason)
         player = match.player
         return Outcome(
             measurements=measurements,
-            flops=player.adapt_flops + player.answer_flops if match.counting else float("nan"),
+            flops=player.own_flops if task.axis == "flops_matched" else float("nan"),
             flops_target=match.target,
-            train_flops=sum(info.train_flops for info in task.base_info.values()),
+            train_flops=player.meta_flops
+            + sum(info.train_flops for name, info in task.base_info.items() if name in LANGUAGE_MODELS),
+            undefined=undefined,
             samples_seen=player.n_seen,
             data_hash=match.data_hash,
             notes={"questions": len(match.pairs), "unscorable": match.n_unscorable, "meta_flops": player.meta_flops},
@@ -103,7 +122,7 @@ class _Match:
             arena.max_answer,
             arena.max_document,
         )
-        self.player: Player = task.contender.player(task, self.asking, self.counting)
+        self.player: Player = player_of(task, self.asking, self.counting)
         self.target: float | None = None
         self.documents = self._documents()
         asked = [(place, pair) for place, document in enumerate(self.documents) for pair in document.pairs]
@@ -141,6 +160,7 @@ class _Match:
             self._read()
         else:
             self._read_within()
+        self.player.counting = "stream_flops" in self.task.metrics
         answers = self.player.answer([pair.question for pair in self.pairs], self.gold)
         self.player.counting = False  # what is asked from now on is no part of the stream, and counting is slow
         return answers
@@ -168,20 +188,12 @@ class _Match:
                 )
 
     def _read_within(self) -> None:
-        """Within a share of what MAC's networks and the same answering spend; answering costs everyone the same decoding."""
+        """Within a share of what MAC's networks spend on the stream."""
         assert self.task.share is not None
         assert self.task.reference is not None  # the engine gives one wherever it gives a share
         spent = json.loads((self.task.reference / "memory.json").read_text(encoding="utf-8"))["stream_flops"]
-        decoding = self._decoding
-        self.target = self.task.share * (spent["adapting"] + spent["aggregating"] + decoding)
-        self.player.adapt_within(self.documents, self.target - decoding)
-
-    @cached_property
-    def _decoding(self) -> float:
-        """FLOPs of answering all questions with the language model alone."""
-        plain = Player(self.task, self.asking, counting=True)
-        plain.answer([pair.question for pair in self.pairs], self.gold)
-        return plain.answer_flops
+        self.target = self.task.share * sum(spent.values())
+        self.player.adapt_within(self.documents, self.target)
 
     # -- metrics: answers ---------------------------------------------------------------------------------------------
 
@@ -224,13 +236,13 @@ class _Match:
         """F1 on the first documents' questions at the end of the stream over that right after them.
 
         Raises:
-            Skip: it was 0 right after them, and the ratio is undefined.
+            Undefined: it was 0 right after them.
         """
         scores = {after: float(np.mean(items)) for after, items in self._first_scored("f1").items()}
         if min(scores) > 0:
             raise RematchError("f1_retention needs a probe right after the first documents: probes must hold 0")
         if not scores[0]:
-            raise Skip("no question on the first documents was answered right after them: retention is undefined")
+            raise Undefined("no question on the first documents was answered right after them: retention is undefined")
         for after, value in scores.items():
             yield Measurement("f1_retention", value / scores[0], f"after={after}")
         yield Measurement("f1_retention", scores[max(scores)] / scores[0])
@@ -288,7 +300,7 @@ class _Match:
     def seconds_per_document(self) -> Iterator[Measurement]:
         """Of documents that come one at a time, by a player that has read them: fine-tuning counts the FLOPs of every
         length of a document when it first comes, which is no part of its work."""
-        fresh = self.task.contender.player(self.task, self.asking, False)
+        fresh: Any = player_of(self.task, self.asking, False)
         some = self.documents[: self.arena.n_timed]
         fresh.adapt(some)
         yield Measurement("seconds_per_document", _seconds(lambda: [fresh.adapt([each]) for each in some]) / len(some))
@@ -310,7 +322,7 @@ def _seconds(work: Any) -> float:
 
 @torch.no_grad()
 def preload() -> None:
-    """Import what matches need and take transformers' first, slow steps.
+    """Import what matches need.
 
     MAC by name: an import would make every match, those of baselines too, depend on its source.
     """

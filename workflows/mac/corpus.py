@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
+from rematch.hub_models import check_model
+from workflows.mac.hub_sources import anchor_texts
 from workflows.mac.hub_streams import evaluation_stream, load_splits, stream
-from workflows.mac.streams import Document, read_documents, read_pairs, write_documents, write_pairs
+from workflows.mac.streams import Document, Splits, read_documents, read_pairs, write_documents, write_pairs
 from workflows.mac.world import Style, World
 
 WORLD, TOKENIZER = "world.json", "tokenizer"
@@ -39,6 +42,11 @@ class Corpus:
         n_validation: pairs of the old world that QA tuning is stopped by.
         dataset: instead of all that: the pairs that a published data set sets apart for QA tuning.
         options: of ``load_splits``, where there is a ``dataset``: ``limits``, ``scale``.
+        anchors: beside a ``dataset``: a data set of the hub with texts on which CaMeLS is to leave the language model as it
+            is (OpenWebText in its code); they are the documents.
+        n_anchors: of them, at most.
+        later_models, later_datasets: ids of models, and names of data sets, that other bases need: one that is missing is
+            named before anything is trained.
     """
 
     n_names: int = 640
@@ -46,15 +54,19 @@ class Corpus:
     n_validation: int = 256
     dataset: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    anchors: str = ""
+    n_anchors: int = 10000
+    later_models: list[str] = field(default_factory=list)
+    later_datasets: list[str] = field(default_factory=list)
 
     def build(self, job: BaseJob) -> BaseInfo:
-        """Write ``documents``, ``qa_train`` and ``qa_validation``; of the generated world also its tokenizer."""
+        """Write ``documents``, ``qa_train`` and ``qa_validation``; of the generated world also its tokenizer.
+
+        Raises:
+            RematchError: a data set or model is unknown, missing or bad.
+        """
         if self.dataset:
-            splits = _load(job, self.dataset, self.options, seed=0)
-            write_pairs(job.out / "qa_train.jsonl", splits.qa_train)
-            write_pairs(job.out / "qa_validation.jsonl", splits.qa_validation)
-            write_documents(job.out / "documents.jsonl", [])
-            return BaseInfo(samples_seen=len(splits.qa_train), notes=dict(splits.dropped))
+            return self._published(job)
         world = World(self.n_names)
         rng = np.random.default_rng([0, *b"corpus"])
         names = [name for part in world.names.values() for name in part]
@@ -68,16 +80,30 @@ class Corpus:
         (job.out / WORLD).write_text(json.dumps({"n_names": self.n_names}), encoding="utf-8")
         return BaseInfo(samples_seen=self.n_documents, notes={"pairs": len(pairs)})
 
+    def _published(self, job: BaseJob) -> BaseInfo:
+        for model in self.later_models:
+            check_model(job.hub, model)
+        for name in self.later_datasets:
+            _load(job, name, self.options, seed=0)
+        splits = _load(job, self.dataset, self.options, seed=0)
+        anchors = anchor_texts(job.hub, self.anchors)[: self.n_anchors] if self.anchors else []
+        write_pairs(job.out / "qa_train.jsonl", splits.qa_train)
+        write_pairs(job.out / "qa_validation.jsonl", splits.qa_validation)
+        write_documents(job.out / "documents.jsonl", [Document(self.anchors, text, ()) for text in anchors])
+        return BaseInfo(samples_seen=len(splits.qa_train), notes={**splits.dropped, "anchors": len(anchors)})
+
 
 @dataclass
 class Streams:
     """Documents to meta-train on, and the streams that what was trained adapts to. Needs ``corpus``.
 
     Attributes:
-        n_train: documents of the generated world to meta-train on, about the names for that.
-        n_validation: documents of the validation stream, about names of its own, once each.
+        n_train: documents to meta-train on; of the generated world about the names for that.
+        n_validation: documents of the validation stream, about names of its own, once each; of a data set fewer where it has
+            fewer.
         n_stream: documents of a stream, about the names for testing, once each; twice as many in the long one.
-        dataset: instead of the world: a published data set; its evaluation stream of ``n_stream`` documents is the main one.
+        dataset: instead of the world: a published data set; its evaluation stream of ``n_stream`` documents is the main one,
+            and the long one is of its test part, where that has as many.
         others: further data sets, each a stream of as many documents under its name.
         options: of ``load_splits``: ``limits``, ``deduplicate``, ``scale``.
     """
@@ -100,15 +126,17 @@ class Streams:
         if self.dataset:
             splits = _load(job, self.dataset, self.options, seed)
             notes[self.dataset] = dict(splits.dropped)
-            train = list(splits.train)
+            train = self._drawn(job, "n_train", self.dataset, splits.train)
             streams = {
-                MAIN: evaluation_stream(splits, self.n_stream, seed),
+                MAIN: self._evaluation(job, self.dataset, splits),
                 VALIDATION: stream(splits.validation, min(self.n_validation, len(splits.validation)), seed),
             }
+            if 2 * self.n_stream <= len(splits.test):
+                streams[LONG] = stream(splits.test, 2 * self.n_stream, seed)
             for name in self.others:
                 other = _load(job, name, self.options, seed)
                 notes[name] = dict(other.dropped)
-                streams[name] = evaluation_stream(other, self.n_stream, seed)
+                streams[name] = self._evaluation(job, name, other)
         else:
             train, streams = self._generate(job.needs["corpus"], seed)
         write_documents(job.out / "train.jsonl", train)
@@ -116,6 +144,20 @@ class Streams:
             write_documents(stream_path(job.out, name), documents)
         digest = hashlib.sha256(stream_path(job.out, MAIN).read_bytes()).hexdigest()[:16]
         return BaseInfo(samples_seen=len(train), data_hash=digest, notes=notes)
+
+    def _evaluation(self, job: BaseJob, dataset: str, splits: Splits) -> list[Document]:
+        if not splits.released:
+            return self._drawn(job, "n_stream", dataset, splits.test)
+        return evaluation_stream(splits, self.n_stream, job.seed or 0)
+
+    def _drawn(self, job: BaseJob, key: str, dataset: str, documents: Sequence[Document]) -> list[Document]:
+        """As many documents as the option ``key`` says."""
+        n = int(getattr(self, key))
+        if n > len(documents):
+            raise RematchError(
+                f"bases.{job.name}: {key}: {n}; allowed: 1 to {len(documents)}, what there is of {dataset}"
+            )
+        return stream(documents, n, job.seed or 0)
 
     def _generate(self, corpus: Path, seed: int) -> tuple[list[Document], dict[str, list[Document]]]:
         world = World(**json.loads((corpus / WORLD).read_text(encoding="utf-8")))

@@ -38,6 +38,8 @@ QA_PARTS = ("qa_train", "qa_validation")
 PARTS = (*QA_PARTS, "train", "validation", "test")
 SQUAD_BOUNDS = (0, 40006, 42118, 82011, 87599)
 """Where the first four parts begin and end among the rows of SQuAD's training split (released code)."""
+FIRST_PARQUET = ("*00000-of-*.parquet", "0000.parquet")
+"""The first of a data set's Parquet files, as uploaded and as converted by the hub."""
 SQUAD, CAMELS, MAC = "rajpurkar/squad", "nathanhu0/CaMeLS", "jihoontack/MAC"
 
 
@@ -69,6 +71,20 @@ def part_rows(hub: Hub, dataset: str, scale: float = 1.0) -> dict[str, list[Row]
     tables = _TABLES[dataset]
     paths = [find_file(hub, CAMELS, name, tables.origin) for name in tables.files]
     return {part: list(tables.read(path, part not in QA_PARTS)) for part, path in zip(PARTS, paths, strict=True)}
+
+
+def anchor_texts(hub: Hub, dataset: str) -> list[str]:
+    """The texts of a data set of the hub, of the first of its Parquet files (column ``text``); those of a word are left out.
+
+    Raises:
+        RematchError: it is missing or bad, or has no text.
+    """
+    origin = Origin(f"{' or '.join(FIRST_PARQUET)}, with a column 'text'", "the hub", "see the data set's card")
+    path = find_files(hub, dataset, FIRST_PARQUET, origin)[0]
+    texts = [row["text"] for row in parquet_rows(path, ("text",)) if len(row["text"].split(maxsplit=1)) == 2]
+    if not texts:
+        raise RematchError(f"{path}: no text of two words or more")
+    return texts
 
 
 def released_rows(hub: Hub, dataset: str) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from workflows.mac.streams import Document
 from workflows.mac.world import question_key
 
 NOTES = "memory.json"
+BATCH = 64
+"""Questions at once, as of the arena."""
 STAGES = ("documents", "sentences")
 CURVE_POINTS = 15
 """Of a stage's learning curve."""
@@ -57,7 +60,7 @@ class Memory:
         reads: documents that BM25 finds, which the language model reads before a question in training too.
         quantize: ``nf4``: language model and encoders in 4 bits, where there is a GPU.
         n_documents: to meta-train on; the first of the seed's.
-        recipe: fields of ``Recipe``.
+        recipe: fields of ``Recipe``; of 0 steps for networks that others start from as they are.
         dropout: fields of ``BackpropDropout``.
         stages: of training before that, each the fields of a ``Recipe`` and what it is ``of``: ``documents``, or
             ``sentences``: the facts of the same documents one by one. Sentences that share a memory are of one relation, so
@@ -101,6 +104,9 @@ class Memory:
         seed = job.seed or 0
         start = job.needs.get("memory_start")
         before = {} if start is None else read_notes(start)
+        for key in ("base_lm", "quantize", "reads"):
+            if before and before[key] != getattr(self, key):
+                raise RematchError(f"{where}: {key}: {getattr(self, key)!r}; it goes on from one with {before[key]!r}")
         mac = self._new(job, seed) if start is None else load_memory(start, job.needs, job.hub)
         examples = _examples(documents, self.reads)
         runs: list[Training] = []
@@ -109,8 +115,11 @@ class Memory:
             if of == "sentences":
                 runs.append(train_on_sentences(mac, documents, recipe, seed, checkpoint))
             else:
-                runs.append(train(mac, examples, recipe, seed + 1000 * number, checkpoint))
+                order = None if recipe.steps else ()
+                runs.append(train(mac, examples, recipe, seed + 1000 * number, checkpoint, order=order))
         mac.save_pretrained(job.out)
+        for checkpoint in job.out.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
         stream = read_stream(job.needs["streams"], MAIN)
         cost = {
             "train_flops": sum(run.flops for run in runs) + before.get("train_flops", 0.0),
@@ -123,7 +132,7 @@ class Memory:
             "reads": self.reads,
             "n_documents": self.n_documents,
             "stream_flops": stream_flops(mac, stream),
-            "train_bytes": step_bytes(mac, documents, recipes[-1][1], seed),
+            "train_bytes": step_bytes(mac, examples, recipes[-1][1], seed),
             "curve": [
                 *before.get("curve", []),
                 *_curve(runs, [recipe for _, recipe in recipes], before.get("steps", 0)),
@@ -211,25 +220,32 @@ def alike(keys: Sequence[Hashable], recipe: Recipe, rng: np.random.Generator) ->
 
 @torch.no_grad()
 def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
-    """What the networks' share of a stream costs: amortizing its documents, and aggregating for its questions, if it does."""
+    """What the networks spend on a stream: amortizing its documents, and making the prefixes of its questions.
+
+    What the language model spends on reading questions and answering is not theirs, and the same without them.
+    """
     mac.bank = mac.new_bank()
     adapting = count_flops(mac.adapt, [document.text for document in stream]).forward
-    aggregating = 0.0
-    if mac.aggregator is not None:
-        questions = [pair.question for document in stream for pair in document.pairs]
-        first = questions[:64]
-        aggregating = count_flops(mac.aggregate, first).forward / len(first) * len(questions)
+    questions, looking_up = [pair.question for document in stream for pair in document.pairs], 0.0
+    for first in range(0, len(questions), BATCH):
+        part = questions[first : first + BATCH]
+        # Where nothing is aggregated a question takes an entry as it is, whichever.
+        select = torch.zeros(len(part), 1, dtype=torch.long) if mac.aggregator is None else None
+        looking_up += count_flops(lambda: mac.modulation(mac.aggregate(part, select=select))).forward  # noqa: B023
     mac.bank = mac.new_bank()
-    return {"adapting": float(adapting), "aggregating": float(aggregating)}
+    return {"adapting": float(adapting), "looking_up": float(looking_up)}
 
 
-def step_bytes(mac: MAC, documents: Sequence[Document], recipe: Recipe, seed: int) -> int:
+def step_bytes(mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int) -> int:
     """Bytes that one batch of meta-training keeps for the backward pass, parameters left out."""
-    chosen = documents[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
-    batch = mac.encode([document.text for document in chosen], [document.pairs for document in chosen])
+    chosen = examples[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
+    prompts = [prompt for each in chosen for prompt in (each[2] if len(each) == 3 else [p.question for p in each[1]])]
+    batch = mac.encode([each[0] for each in chosen], [each[1] for each in chosen], prompts)
     mask = recipe.dropout.draw(len(chosen), torch.Generator().manual_seed(seed))
+    mac.train()
     with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
         mac(batch, mask, n_banks=recipe.banks)
+    mac.eval()
     return saved.total
 
 

@@ -80,6 +80,10 @@ class MemoryPlayer(Player):
         return None
 
     @property
+    def own_flops(self) -> float:
+        return float(sum(self.notes["stream_flops"].values()))
+
+    @property
     def notes(self) -> dict[str, Any]:
         return read_notes(self.task.bases[self.base])
 

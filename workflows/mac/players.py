@@ -1,26 +1,28 @@
 """What takes part: something that is told documents, one after another, and is then asked questions about them.
 
-A contender of the card is a few options; for a match it becomes a player. Here is what all players share, and those that
-learn nothing; ``finetuning``, ``memory_player`` and ``retrieval`` have the others.
+A contender of the card is a few options; for a match it becomes a player. Here is what all players share, those that learn
+nothing, and what makes a player of a contender that is none (``Reader``); ``finetuning``, ``memory_player`` and ``retrieval``
+have the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from baselines.decoding import GREEDY, Beams
-from baselines.online.memory import PeakBytes
+from baselines.online.memory import PeakBytes, SavedBytes
 from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
 from rematch.arena import Task
 from rematch.flops import count_flops
 from rematch.play import Skip
-from workflows.mac.language_models import load_lm
+from workflows.mac.language_models import load_lm, max_length
 from workflows.mac.streams import Document
 
 
@@ -133,6 +135,11 @@ class Player:
         return Costs(peak=memory.peak)
 
     @property
+    def own_flops(self) -> float:
+        """Spent on the stream so far, beyond what the language model spends on reading questions and answering."""
+        return self.adapt_flops
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What meta-training left to be known."""
         return {}
@@ -163,6 +170,62 @@ class EvenAttention:
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
         return EvenPlayer(task, asking, counting)
+
+
+class Reader(Protocol):
+    """What a contender of ``methods`` or ``baselines`` offers that makes no player of its own."""
+
+    def begin(self, model: Any, tokenizer: Any, seed: int) -> None:
+        """Adopt the language model, which may be changed in place."""
+
+    def read(self, documents: Sequence[str]) -> None:
+        """Take in documents, in order."""
+
+    def answer(self, questions: Sequence[str], ask: Callable[[Sequence[str]], list[str]]) -> list[str]:
+        """Answers to questions; ``ask`` is what the language model answers to prompts."""
+
+
+class ReaderPlayer(Player):
+    """A ``Reader`` of its own copy. It reads the stream once, whatever FLOPs are left."""
+
+    def __init__(self, task: Task, asking: Asking, counting: bool = False) -> None:
+        super().__init__(task, asking, counting)
+        self.reader: Reader = copy.deepcopy(task.contender)
+        self.reader.begin(self.lm, self.tokenizer, task.seed)
+
+    def adapt(self, documents: Sequence[Document]) -> None:
+        def read() -> None:
+            self.reader.read(texts(documents))
+
+        if self.counting:
+            self.adapt_flops += count_flops(read).total
+        else:
+            read()
+        self.n_seen += len(documents)
+
+    def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
+        return self.reader.answer(questions, lambda prompts: self._generate(prompts, max_length(self.lm)))
+
+    def document_costs(self, document: Document) -> Costs:
+        """Of reading one document, by a player that has read none; what it leaves behind is not known.
+
+        Raises:
+            Skip: it takes no memory of torch's.
+        """
+        new = ReaderPlayer(self.task, self.asking)
+        with SavedBytes([*new.lm.parameters(), *new.lm.buffers()]) as saved, PeakBytes() as memory:
+            new.reader.read([document.text])
+        if not memory.peak:
+            raise Skip("it reads a document without a tensor: there are no bytes to compare")
+        return Costs(peak=memory.peak, saved=saved.total)
+
+
+def player_of(task: Task, asking: Asking, counting: bool) -> Player:
+    """The player of a match's contender."""
+    if hasattr(task.contender, "player"):
+        made: Player = task.contender.player(task, asking, counting)
+        return made
+    return ReaderPlayer(task, asking, counting)
 
 
 def texts(documents: Sequence[Document]) -> list[str]:

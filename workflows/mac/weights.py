@@ -28,6 +28,8 @@ MULTIPLE = 16
 class Weights:
     """The weight network of CaMeLS, meta-trained. Needs ``qa_lm``, ``streams`` and ``corpus``.
 
+    The language model is to stay as it is on the documents of ``corpus``; where it has none, on those to meta-train on.
+
     Attributes:
         n_documents: to meta-train on; the first of the seed's.
         n_layers: of the language model that the network's body starts as a copy of; all where 0.
