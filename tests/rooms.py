@@ -67,7 +67,8 @@ class Room:
     def task(
         self, axis: str, contender: str, level: Any, seed: int = 0, metrics: tuple[str, ...] | None = None
     ) -> Task:
-        budget = self.card.spec.axes[axis].budget  # type: ignore[index]
+        whole = self.card.spec.axes[axis]  # type: ignore[index]
+        budget = whole.budget
         share = None if budget is None else float(level if budget.share == "level" else budget.share)
         spec = self.card.spec.contenders[contender]
         bases = {name: self.build(name, share, seed) for name in spec.bases}
@@ -79,8 +80,8 @@ class Room:
             contender=load(spec.use)(**self.card.options("contenders", contender, self.tier)),
             level=level,
             seed=seed,
-            share=share,
-            metrics=metrics or tuple(self.card.spec.axes[axis].metrics),  # type: ignore[index]
+            share=None if budget is not None and contender in budget.fixed else share,
+            metrics=metrics or tuple(self.card.metrics_of(whole, contender)),
             bases={name: folder for name, (folder, _) in bases.items()},
             base_info={name: info for name, (_, info) in bases.items()},
             reference=None if budget is None else self.build(budget.reference, share, seed)[0],

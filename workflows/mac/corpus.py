@@ -99,8 +99,8 @@ class Streams:
 
     Attributes:
         n_train: documents to meta-train on; of the generated world about the names for that.
-        n_validation: documents of the validation stream, about names of its own, once each; of a data set fewer where it has
-            fewer.
+        n_validation: names that the validation stream speaks of, of its own, twice each on different relations, so that it is as
+            long as others; of a data set its documents, fewer where it has fewer.
         n_stream: documents of a stream, about the names for testing, once each; twice as many in the long one.
         dataset: instead of the world: a published data set; its evaluation stream of ``n_stream`` documents is the main one,
             and the long one is of its test part, where that has as many.
@@ -173,7 +173,7 @@ class Streams:
                 )
         streams = {
             MAIN: world.documents("test", self.n_stream, rng(MAIN)),
-            VALIDATION: world.documents("validation", self.n_validation, rng(VALIDATION)),
+            VALIDATION: world.long_stream("validation", self.n_validation, rng(VALIDATION)),
             LONG: world.long_stream("test", self.n_stream, rng(LONG)),
         }
         for name, style in STYLES.items():

@@ -16,7 +16,6 @@ from torch import Tensor
 from baselines.qa import QAPair
 from rematch.arena import BaseInfo, Outcome, Task
 from rematch.errors import RematchError
-from rematch.play import Skip
 from workflows.mac.arena import Arena
 from workflows.mac.players import Asking, Costs, Player
 from workflows.mac.streams import Document, write_documents
@@ -82,7 +81,7 @@ def board(tmp_path: Path) -> Any:
         task = Task(
             paper="mac", tier="smoke", axis="data_efficiency", name="some", contender=script or Script(), level=64, seed=0,
             share=None, metrics=metrics, bases={"streams": tmp_path},
-            base_info={"streams": BaseInfo(), "memory": BaseInfo(train_flops=5.0)}, reference=None,
+            base_info={"streams": BaseInfo(), "memory": BaseInfo(train_flops=7.0), "qa_lm": BaseInfo(train_flops=5.0)}, reference=None,
         )  # fmt: skip
         return Arena(**SMALL | (arena or {})).play(dataclasses.replace(task, **changes))
 
@@ -139,8 +138,9 @@ def test_the_end_of_the_stream_is_always_a_probe(board: Any) -> None:
 
 
 def test_retention_that_is_undefined(board: Any) -> None:
-    with pytest.raises(Skip, match="retention is undefined"):
-        board("f1_retention")
+    outcome = board("f1_retention", "f1")
+    assert {found.metric for found in outcome.measurements} == {"f1"}
+    assert "retention is undefined" in outcome.undefined["f1_retention"]
     with pytest.raises(RematchError, match="probes must hold 0"):
         board("f1_retention", script=Script({("qa1", None): "Paris"}), arena={"probes": [1]})
 
@@ -151,7 +151,7 @@ def test_the_streams_flops_are_the_streams_alone_and_times_are_not_counted(
 ) -> None:
     script = Script()
     outcome = board(*metrics, script=script)
-    assert values(outcome)["stream_flops", ""] == outcome.flops == 4 * 10 + 128
+    assert values(outcome)["stream_flops", ""] == 4 * 10 + 128
     assert [counting for _, counting, _ in script.asked] == [True, False]
     assert len(script.asked[1][2]) == 2
 
@@ -225,18 +225,16 @@ def test_mistakes(board: Any, options: dict[str, Any], message: str) -> None:
 
 
 def test_budgets(room: Any) -> None:
-    """A fine-tuner meets a share of what MAC's networks and the language model's answers spend; MAC is as it is."""
+    """A fine-tuner meets a share of what MAC's networks spend, but for a step; MAC is as it is."""
     task = room.task("flops_matched", "uniform", 3.0, metrics=("f1",))
     outcome = room.arena().play(task)
     spent = json.loads((task.reference / "memory.json").read_text())["stream_flops"]
-    plain = room.arena().play(room.task("memory_time", "uniform", 12, metrics=("stream_flops",)))
-    assert outcome.flops_target > 3 * (spent["adapting"] + spent["aggregating"])
-    assert outcome.flops > plain.flops
-    assert abs(outcome.flops / outcome.flops_target - 1) < 0.05
+    assert outcome.flops_target == 3 * sum(spent.values())
+    assert outcome.flops > outcome.samples_seen > 0
     fixed = dataclasses.replace(room.task("flops_matched", "mac", 3.0, metrics=("f1",)), share=None)
     outcome = room.arena().play(fixed)
     assert outcome.flops_target is None
-    assert outcome.flops > spent["adapting"] + spent["aggregating"]
+    assert outcome.flops == sum(spent.values())
 
 
 def test_all_answer_the_same_questions(room: Any) -> None:

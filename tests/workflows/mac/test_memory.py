@@ -182,14 +182,16 @@ def test_the_streams_share_of_the_networks_is_what_a_player_spends(room: Any, ne
     assert player.adapt_flops == spent["adapting"] > 0
     questions = [pair.question for document in stream for pair in document.pairs]
     with torch.no_grad():
-        assert count_flops(player.mac.aggregate, questions).forward == spent["aggregating"] > 0
+        looked_up = count_flops(lambda: player.mac.modulation(player.mac.aggregate(questions))).forward
+    assert looked_up == spent["looking_up"] > 0
     player.answer(questions, [0] * len(questions))
-    assert player.answer_flops > spent["aggregating"]
+    assert player.answer_flops > spent["looking_up"]
+    assert player.own_flops == spent["adapting"] + spent["looking_up"]
 
 
 def test_dropout_keeps_fewer_bytes(room: Any, needs: dict[str, Path]) -> None:
     mac = load_memory(room.build("memory")[0], needs, None)
-    documents = read_documents(needs["streams"] / "train.jsonl")
+    documents = [(d.text, d.pairs) for d in read_documents(needs["streams"] / "train.jsonl")]
     recipe = Recipe(steps=1, documents=8, learning_rate=1.0)
     whole = step_bytes(mac, documents, recipe, 0)
     dropped = step_bytes(mac, documents, dataclasses.replace(recipe, dropout=BackpropDropout(0.75)), 0)

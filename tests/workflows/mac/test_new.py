@@ -88,7 +88,7 @@ def test_it_plays(room: Room, contender: Any) -> None:
     metrics = ("f1", "em_strict", "em_prefix", "first_f1", "meta_flops", "stream_flops")
     outcome = room.arena().play(task_of(room, contender(), "data_efficiency", *metrics))
     assert {m.metric for m in outcome.measurements} == set(metrics)
-    assert (outcome.samples_seen, outcome.train_flops > 0, outcome.flops > 0) == (8, True, True)
+    assert (outcome.samples_seen, outcome.train_flops > 0) == (8, True)
 
 
 def test_a_reader_is_asked_about_what_it_read(room: Room, contender: Any, monkeypatch: pytest.MonkeyPatch) -> None:

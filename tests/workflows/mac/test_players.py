@@ -173,20 +173,20 @@ def test_documents_are_cut(play: Make, documents: list[Document]) -> None:
 
 @pytest.mark.parametrize("name", FINETUNERS)
 def test_a_budget_is_met_within_half_a_step(play: Make, documents: list[Document], name: str) -> None:
-    once: Any = play(name)
+    once: Any = play(name, counting=True)
     once.adapt(documents)
     steps = [once.finetuner.flops_of(each) for each in once.encode(documents)]
     assert once.adapt_flops == sum(steps)
-    player = play(name)
+    player = play(name, counting=True)
     player.adapt_within(documents, 1.55 * once.adapt_flops)
     assert abs(player.adapt_flops - 1.55 * once.adapt_flops) <= max(steps) / 2
     assert player.n_seen == 12
-    again, twice = play(name), play(name)
+    again, twice = play(name, counting=True), play(name)
     again.adapt_within(documents, 2 * once.adapt_flops)
     twice.adapt(documents)
     twice.adapt(documents)
     assert equal(state(again), state(twice))
-    little = play(name)
+    little = play(name, counting=True)
     little.adapt_within(documents, 1.0)  # one pass at least
     assert equal(state(little), state(once))
 
