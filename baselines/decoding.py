@@ -95,7 +95,7 @@ def decode(
         logits_to_keep=1,
     ).logits[:, -1]
     search = _greedy if beams.n_beams == 1 else _Search(beams)
-    return search(_Stepper(model, cache, mask), logits, max_new_tokens, eos_token_id)
+    return search(Stepper(model, cache, mask), logits, max_new_tokens, eos_token_id)
 
 
 def positions(attention_mask: Tensor, n_prefix: int = 0) -> Tensor:
@@ -103,7 +103,7 @@ def positions(attention_mask: Tensor, n_prefix: int = 0) -> Tensor:
     return n_prefix + (attention_mask.long().cumsum(1) - 1).clamp_min(0)
 
 
-class _Stepper:
+class Stepper:
     """A model in the middle of its rows, one token a row further with every call."""
 
     def __init__(self, model: Any, cache: DynamicCache, mask: Tensor) -> None:
@@ -129,7 +129,7 @@ class _Stepper:
         return logits
 
 
-def _greedy(step: _Stepper, logits: Tensor, max_new_tokens: int, eos: int) -> list[list[int]]:
+def _greedy(step: Stepper, logits: Tensor, max_new_tokens: int, eos: int) -> list[list[int]]:
     tokens = [logits.argmax(-1)]
     going = tokens[0] != eos
     while len(tokens) < max_new_tokens and going.any():
@@ -161,7 +161,7 @@ class _Search:
     def __init__(self, beams: Beams) -> None:
         self.beams, self.size = beams, beams.n_beams // beams.n_groups
 
-    def __call__(self, step: _Stepper, logits: Tensor, max_new_tokens: int, eos: int) -> list[list[int]]:
+    def __call__(self, step: Stepper, logits: Tensor, max_new_tokens: int, eos: int) -> list[list[int]]:
         n, n_beams, size = len(logits), self.beams.n_beams, self.size
         step.select(torch.arange(n, device=logits.device).repeat_interleave(n_beams))
         logits = logits.repeat_interleave(n_beams, 0)

@@ -1,0 +1,226 @@
+"""The loop in which every model is post-trained: AdamW, warm-up, linear or cosine decay, clipped gradients, counted FLOPs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from baselines.post_training.batches import Batch, collate, shape_of
+from baselines.post_training.checkpoints import State, resume, save
+from baselines.post_training.objectives import Objective, Totals
+from baselines.transformer_flops import transformer_flops
+from rematch.errors import RematchError, unknown
+
+SCHEDULES = ("linear", "cosine")
+CHUNK = 50
+"""Batches within which rows are sorted by length."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is post-trained; the defaults are those of one ReVISE stage (official code).
+
+    Attributes:
+        learning_rate: its peak.
+        batch_size: rows in a step.
+        epochs: passes over the rows, each in a new order.
+        steps: optimizer steps instead, over as many passes as they take.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        schedule: how it falls to 0 afterwards: ``linear`` or ``cosine``.
+        clip: largest norm of the gradient.
+        weight_decay: AdamW's.
+        by_length: batches of rows about as long as each other, for less padding.
+        micro_batch_size: rows in a forward pass, for less memory; the whole step's where None. Changes no gradient.
+        checkpoint_every: steps between checkpoints, 0 for none but the last.
+    """
+
+    learning_rate: float = 1e-5
+    batch_size: int = 64
+    epochs: int = 1
+    steps: int | None = None
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine"] = "linear"
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    by_length: bool = True
+    micro_batch_size: int | None = None
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES, "Recipe")
+        for name, value in asdict(self).items():
+            if name in ("learning_rate", "batch_size", "clip", "micro_batch_size") and value is not None and value <= 0:
+                raise RematchError(f"Recipe: {name} must be positive, not {value}")
+        if self.epochs < 0 or (self.steps is not None and self.steps < 0) or not 0 <= self.warmup <= 1:
+            raise RematchError("Recipe: epochs and steps must not be negative, and warmup is a share of the steps")
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, of ``steps``."""
+        n_warmup = round(self.warmup * steps)
+        if step < n_warmup:
+            return self.learning_rate * (step + 1) / n_warmup
+        progress = (step - n_warmup) / max(1, steps - n_warmup)
+        share = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * share
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run cost and how it went, the part before an interruption included.
+
+    Attributes:
+        flops: floating-point operations, forward and backward.
+        rows: read, repeats included.
+        tokens: of their sequences, padding left out.
+        losses: of each step.
+    """
+
+    flops: int
+    rows: int
+    tokens: int
+    losses: list[float]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return len(self.losses)
+
+    @property
+    def final_loss(self) -> float:
+        """The mean over the last tenth of the steps."""
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return sum(tail) / len(tail) if tail else math.nan
+
+
+def schedule_batches(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[list[int]]:
+    """The rows of every step. Each pass over the rows is a new permutation; its last batch may be smaller."""
+    if not len(lengths):
+        raise RematchError("there are no rows to train on")
+    rng = np.random.default_rng([seed, *b"order"])
+    size = recipe.batch_size
+    batches: list[list[int]] = []
+    per_epoch = -(-len(lengths) // size)
+    wanted = per_epoch * recipe.epochs if recipe.steps is None else recipe.steps
+    while len(batches) < wanted:
+        order = rng.permutation(len(lengths))
+        if recipe.by_length:
+            chunks = [order[i : i + CHUNK * size] for i in range(0, len(order), CHUNK * size)]
+            order = np.concatenate([c[np.argsort(np.asarray(lengths)[c], kind="stable")] for c in chunks])
+        epoch = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        batches += [epoch[i] for i in rng.permutation(len(epoch))] if recipe.by_length else epoch
+    return batches[:wanted]
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with a number of steps instead of passes over the rows."""
+    return replace(recipe, steps=steps)
+
+
+def steps_for_flops(model: Any, objective: Objective, flops: float, recipe: Recipe, seed: int) -> int:
+    """How many steps ``train`` takes with this recipe and seed until it is nearest to a number of FLOPs, at least one."""
+    costs, spent, steps = transformer_flops(model), 0, 0
+    lengths = [row.length for row in objective.rows]
+    per_epoch = -(-len(lengths) // recipe.batch_size)
+    wanted = 64 * per_epoch
+    while True:
+        batches = schedule_batches(lengths, with_steps(recipe, wanted), seed)
+        for batch in batches[steps:]:
+            cost = _step_flops(costs, objective, batch, recipe)
+            if spent + cost / 2 > flops:
+                return max(1, steps)
+            spent, steps = spent + cost, steps + 1
+        wanted *= 2
+
+
+def train(
+    model: Any,
+    objective: Objective,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    after_step: Callable[[int, float], None] | None = None,
+) -> Training:
+    """Train a causal language model of transformers in place; it is left in evaluation mode.
+
+    Args:
+        seed: of the order of the rows, and of dropout, if any. torch's own generator is left as it was.
+        checkpoint: a folder from which an interrupted run is resumed (bit by bit as if nothing had happened), and into
+            which checkpoints are written. The model handed over must be the one that the run began with.
+        after_step: called with the number of steps done and the loss of the last one.
+
+    Raises:
+        RematchError: no rows, or a checkpoint of another run.
+    """
+    batches = schedule_batches([row.length for row in objective.rows], recipe, seed)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), weight_decay=recipe.weight_decay, fused=True)
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "rows": len(objective.rows)}, sort_keys=True)
+    costs, began = transformer_flops(model), time.perf_counter()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        state = resume(checkpoint, run, parameters, optimizer) if checkpoint else State()
+        first = len(state.losses)
+        model.train()
+        for step in range(first, len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(step, len(batches))
+            value, n_tokens = _backward(model, objective, batches[step], recipe)
+            nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.losses.append(value)
+            state.flops += _step_flops(costs, objective, batches[step], recipe)
+            state.rows, state.tokens = state.rows + len(batches[step]), state.tokens + n_tokens
+            done = step + 1
+            if done % max(1, len(batches) // 10) == 0:
+                recent = state.losses[-max(1, len(batches) // 10) :]
+                pace = (time.perf_counter() - began) / (done - first)
+                print(
+                    f"step {done}/{len(batches)}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
+                    flush=True,
+                )
+            last = done == len(batches)
+            if checkpoint and (last or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)):
+                save(checkpoint, run, parameters, optimizer, state)
+            if after_step:
+                after_step(done, value)
+    model.eval()
+    return Training(state.flops, state.rows, state.tokens, state.losses)
+
+
+def _backward(model: Any, objective: Objective, indices: Sequence[int], recipe: Recipe) -> tuple[float, int]:
+    """Add up the gradients of a step; its loss, and how many tokens were read."""
+    batches = [collate([objective.rows[i] for i in part], model.device) for part in _parts(indices, recipe)]
+    totals = Totals(len(indices), sum(batch.n_counted for batch in batches))
+    value = 0.0
+    for part, batch in zip(_parts(indices, recipe), batches, strict=True):
+        loss = batch_loss(model, objective, batch, part, totals)
+        loss.backward()
+        value += loss.item()
+    return value, sum(batch.n_tokens for batch in batches)
+
+
+def batch_loss(model: Any, objective: Objective, batch: Batch, indices: Sequence[int], totals: Totals) -> torch.Tensor:
+    """The loss of a batch that holds the objective's rows ``indices``, a scalar."""
+    return objective.loss(batch.log_probs(model), batch, torch.tensor(indices), totals)
+
+
+def _parts(indices: Sequence[int], recipe: Recipe) -> list[Sequence[int]]:
+    size = recipe.micro_batch_size or len(indices)
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _step_flops(costs: Any, objective: Objective, indices: Sequence[int], recipe: Recipe) -> int:
+    return sum(
+        costs.step(*shape_of([objective.rows[i] for i in part])) for part in _parts(indices, recipe)
+    )  # the optimizer's own work is left out, by convention
