@@ -8,6 +8,7 @@ for all rows, and tells neither what it cost nor how probable a token was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,8 +181,7 @@ class _Batch:
         """Every different prompt once, then a row for each; the logits of what follows, (rows, V)."""
         unique = list(dict.fromkeys(self.prompts))
         longest = max(map(len, unique))
-        # The padding is a token of the prompt's own: some models warn of a padding token.
-        ids = torch.tensor([(*p[:1] * (longest - len(p)), *p) for p in unique], device=self.model.device)
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in unique], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=self.model.device)
         cache = DynamicCache(config=self.model.config)
         logits = self.model(
@@ -231,7 +231,7 @@ def _sample(ids: list[int], scores: list[float], watched: list[float], stop: lis
     ids = ids[: ids.index(-1)] if -1 in ids else ids
     last = ids[-1] if ids[-1] in stop else None
     ids = ids if last is None else ids[:-1]
-    return Sample(tuple(ids), last, sum(scores[: len(ids)]), tuple(watched))
+    return Sample(tuple(ids), last, math.fsum(scores[: len(ids)]), tuple(watched))
 
 
 def _track(batches: Sequence[int], description: str) -> Any:

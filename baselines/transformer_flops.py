@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -55,14 +54,12 @@ class TransformerFlops:
             RematchError: the model's cost is no such formula (attention windows, experts that are chosen by token).
         """
 
-        # Any token but padding, which some models warn of.
-        token = int(model.config.pad_token_id == 0)
-
         def passes(n_tokens: int, n_logits: int) -> tuple[int, int]:
-            ids = torch.full((1, n_tokens), token, device=model.device)
+            ids = torch.zeros(1, n_tokens, dtype=torch.long, device=model.device)
 
             def logits() -> Tensor:
-                return model(input_ids=ids, use_cache=False, logits_to_keep=n_logits).logits
+                mask = torch.ones_like(ids)
+                return model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=n_logits).logits
 
             with torch.set_grad_enabled(backward):
                 count = count_flops(logits, backward=backward)
@@ -104,13 +101,14 @@ class TransformerFlops:
         return self.forward(rows, n_tokens, None, logits) + rows * self.backward_of(n_tokens, n_tokens, logits)
 
 
-_known: WeakKeyDictionary[Any, tuple[tuple[int, int], TransformerFlops]] = WeakKeyDictionary()
+_known: dict[tuple[Any, ...], TransformerFlops] = {}
 
 
 def transformer_flops(model: Any) -> TransformerFlops:
-    """``TransformerFlops.measure``, remembered as long as the model lives and has as many (trainable) parameters."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    signature = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-    if model not in _known or _known[model][0] != signature:
-        _known[model] = signature, TransformerFlops.measure(model, backward=signature[1] > 0)
-    return _known[model][1]
+    """``TransformerFlops.measure``, once for all models of the same class, config and (trainable) parameters."""
+    parameters = tuple((name, p.shape, p.requires_grad) for name, p in model.named_parameters())
+    architecture = type(model), model.config.to_json_string(), parameters
+    if architecture not in _known:
+        trained = any(requires_grad for _, _, requires_grad in parameters)
+        _known[architecture] = TransformerFlops.measure(model, backward=trained)
+    return _known[architecture]

@@ -65,8 +65,11 @@ class TableModel(torch.nn.Module):
         logits = torch.randn(n_sequences, length, VOCAB_SIZE, dtype=torch.float64, generator=generator)
         self.logits = torch.nn.Parameter(logits)
 
-    def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool, logits_to_keep: int
+    ) -> Any:
         assert input_ids.shape == self.logits.shape[:2]
+        assert attention_mask.all()
         assert not use_cache
         return type("Output", (), {"logits": self.logits[:, -logits_to_keep:]})
 

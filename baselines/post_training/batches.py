@@ -117,7 +117,7 @@ def encode_pair(pair: Pair, counted: Callable[[Ids], Sequence[bool]] | None = No
 
 @dataclass(frozen=True)
 class Batch:
-    """Some encoded rows, padded on the right: causal attention never looks there, so that no mask is needed.
+    """Some encoded rows, padded on the right, where causal attention never looks, so that nothing need be masked.
 
     Attributes:
         input_ids: (S, n) int64.
@@ -147,7 +147,11 @@ class Batch:
 
     def log_probs(self, model: Any) -> Tensor:
         """log M(token | what stands before it) of all that is read, (T,), in at least 32 bits."""
-        logits = model(input_ids=self.input_ids, use_cache=False, logits_to_keep=self.n_logits).logits
+        # All ones, padding included: some models warn where there is no mask.
+        mask = torch.ones_like(self.input_ids)
+        logits = model(
+            input_ids=self.input_ids, attention_mask=mask, use_cache=False, logits_to_keep=self.n_logits
+        ).logits
         first = self.input_ids.shape[1] - self.n_logits
         return -F.cross_entropy(full_precision(logits[self.sequence, self.place - first]), self.token, reduction="none")
 
@@ -169,8 +173,7 @@ def shape_of(rows: Sequence[Encoded]) -> tuple[int, int, int]:
 def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
     """One batch of encoded rows, on a device."""
     n_sequences, length, n_logits = shape_of(rows)
-    # Padded with a row's own last token: some models warn of a padding token without a mask.
-    ids = np.array([(*ids, *ids[-1:] * (length - len(ids))) for row in rows for ids in row.sequences], np.int64)
+    ids = np.array([(*ids, *(0,) * (length - len(ids))) for row in rows for ids in row.sequences], np.int64)
     first = np.cumsum([0, *(len(row.sequences) for row in rows)])[:-1]
     n_reads = [len(row.reads) for row in rows]
     reads = torch.from_numpy(np.concatenate([row.reads for row in rows])).to(device)

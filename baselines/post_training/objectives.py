@@ -19,6 +19,7 @@ from baselines.post_training.batches import (
     encode_pair,
     shape_of,
 )
+from baselines.sampling import context_length
 from baselines.transformer_flops import transformer_flops
 from rematch.errors import RematchError
 
@@ -95,6 +96,14 @@ class DPOObjective:
         return dpo_loss(batch.margins(log_probs), reference, self.beta, totals.rows)
 
 
+def check_lengths(model: Any, rows: Sequence[Encoded]) -> None:
+    """Raise RematchError where a row is longer than the model's context."""
+    limit = context_length(model)
+    longest = max((row.length for row in rows), default=0)
+    if limit is not None and longest > limit:
+        raise RematchError(f"a row has {longest} tokens, and the model reads {limit} at most: leave such rows out")
+
+
 # -- without gradients ------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +125,7 @@ def _read(
     model: Any, rows: Sequence[Encoded], reduce: Callable[[Batch, Tensor], Tensor], batch_size: int
 ) -> tuple[Tensor, int]:
     """A number a row, (n,) on the CPU, in evaluation mode; the model's mode is put back."""
+    check_lengths(model, rows)
     costs, flops, values = transformer_flops(model), 0, torch.zeros(len(rows), dtype=torch.float64)
     was_training = model.training
     model.eval()

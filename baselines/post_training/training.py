@@ -16,7 +16,7 @@ from torch import nn
 
 from baselines.post_training.batches import Batch, collate, shape_of
 from baselines.post_training.checkpoints import State, resume, save
-from baselines.post_training.objectives import Objective, Totals
+from baselines.post_training.objectives import Objective, Totals, check_lengths
 from baselines.transformer_flops import transformer_flops
 from rematch.errors import RematchError, unknown
 
@@ -159,8 +159,9 @@ def train(
         after_step: called with the number of steps done and the loss of the last one.
 
     Raises:
-        RematchError: no rows, or a checkpoint of another run.
+        RematchError: no rows, a row longer than the model's context, or a checkpoint of another run.
     """
+    check_lengths(model, objective.rows)
     batches = schedule_batches([row.length for row in objective.rows], recipe, seed)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=recipe.weight_decay, fused=True)

@@ -14,7 +14,7 @@ import numpy as np
 from baselines.post_training.checkpoints import weights_digest
 from baselines.post_training.problems import POOL_SAMPLING, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe, Training
-from baselines.sampling import Sampling
+from baselines.sampling import Sampling, context_length
 from methods.revise.attempts import Row, attempt_rows, draw_rows, shuffle_labels
 from methods.revise.loss import BETA, OFFICIAL, LossWeights
 from methods.revise.preferences import StageName, preference_pairs
@@ -46,6 +46,7 @@ class ReviseConfig:
         use_gt: the ground truths are right attempts too.
         eos_after_refine: E also after an R that ends a continuation.
         rows: drawn at most for each stage; all where None.
+        max_length: tokens of a row at most, and never more than the model reads; longer rows are left out and counted.
         shuffled: the first stage's labels are dealt out anew: a negative control.
     """
 
@@ -60,6 +61,7 @@ class ReviseConfig:
     use_gt: bool = False
     eos_after_refine: bool = False
     rows: int | None = None
+    max_length: int = 1024
     shuffled: bool = False
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class Stage:
         reference: digests of the reference model before and after; of the start where that is the reference.
         n_rows, n_right: attempts trained on, and those labelled right among them. Nothing balances them.
         n_unfinished, n_empty, n_sampled_tokens: of the pool.
+        n_too_long: attempts left out for ``max_length``.
         sampling_flops, reference_flops: of sampling, and of the reference model's pass.
         training: of the policy.
     """
@@ -105,6 +108,7 @@ class Stage:
     n_right: int
     n_unfinished: int
     n_empty: int
+    n_too_long: int
     n_sampled_tokens: int
     sampling_flops: int
     reference_flops: int
@@ -142,6 +146,7 @@ def fit(
     check_tokens(tokens, model)
     if not problems:
         raise RematchError("ReVISE: there are no problems to train on")
+    limit = min(config.max_length, context_length(model) or config.max_length)
     m0 = copy.deepcopy(model).requires_grad_(False) if config.reference == "m0" else None
     stages: list[Stage] = []
     for number, name in enumerate(config.stages):
@@ -153,11 +158,13 @@ def fit(
         if pool is None:
             shown = f"samples for stage {number + 1}" if progress else ""
             pool = sample_pool(model, problems, config.k, tokens.end, stage_seed, config.sampling, progress=shown)
-        rows = draw_rows(attempt_rows(pool.completions, problems, tokens, config.use_gt), config.rows, stage_seed)
+        attempts = attempt_rows(pool.completions, problems, tokens, config.use_gt)
+        usable = _that_fit(attempts, problems, limit)
+        rows = draw_rows(usable, config.rows, stage_seed)
         if not rows:
             raise RematchError(
-                f"ReVISE: none of the {pool.n_unfinished + pool.n_empty} samples can be used: {pool.n_unfinished} did not end, "
-                f"{pool.n_empty} are empty; fine-tune the model on solutions first, or raise max_new_tokens"
+                f"ReVISE: no sample can be used: {pool.n_unfinished} did not end, {pool.n_empty} are empty, {len(attempts)} make "
+                f"rows of more than {limit} tokens; fine-tune the model on solutions first, or raise max_new_tokens or max_length"
             )
         if config.shuffled and name == "verify":
             rows = shuffle_labels(rows, stage_seed)
@@ -166,9 +173,8 @@ def fit(
             write_rows(work / "rows.jsonl", rows, pool.weights)
         before = start if m0 is None else weights_digest(m0)
         pairs = preference_pairs(rows, problems, name, tokens, config.eos_after_refine)
-        learned = train_stage(
-            model, pairs, tokens, stage_seed, _recipe(config, len(rows)), config.weights, config.beta, m0, work
-        )
+        recipe = _recipe(config, number, len(rows))
+        learned = train_stage(model, pairs, tokens, stage_seed, recipe, config.weights, config.beta, m0, work)
         stages.append(
             Stage(
                 name=name,
@@ -180,6 +186,7 @@ def fit(
                 n_right=sum(row.right for row in rows),
                 n_unfinished=pool.n_unfinished,
                 n_empty=pool.n_empty,
+                n_too_long=len(attempts) - len(usable),
                 n_sampled_tokens=pool.n_tokens,
                 sampling_flops=pool.flops,
                 reference_flops=learned.reference_flops,
@@ -201,11 +208,21 @@ def write_rows(path: Path, rows: Sequence[Row], weights: str) -> None:
     temporary.replace(path)
 
 
-def _recipe(config: ReviseConfig, n_rows: int) -> Recipe:
-    """The recipe of a stage; one stage alone takes the steps of two."""
-    if config.curriculum != "one_stage":
+def _recipe(config: ReviseConfig, number: int, n_rows: int) -> Recipe:
+    """The recipe of a stage; where one stands for two it takes the steps of both."""
+    if config.curriculum != "one_stage" or number:
         return config.recipe
     steps = config.recipe.steps
     if steps is None:
         steps = config.recipe.epochs * -(-n_rows // config.recipe.batch_size)
     return replace(config.recipe, steps=2 * steps)
+
+
+def _that_fit(rows: Sequence[Row], problems: Sequence[Problem], limit: int) -> list[Row]:
+    """The rows that are not longer than ``limit`` tokens in either stage: a wrong attempt has a solution after it."""
+
+    def length(row: Row) -> int:
+        problem = problems[row.question]
+        return len(problem.prompt) + len(row.ids) + (1 if row.right else 2 + len(problem.solution))
+
+    return [row for row in rows if length(row) <= limit]
