@@ -137,10 +137,7 @@ class Addition:
         body = prompt[1:-1]
         pairs, labels = (body[::2], body[1::2]) if self.labelled else (body, ())
         well_formed = (
-            prompt[-1] == IDS[ASK]
-            and _PAIR_IDS.issuperset(pairs)
-            and _LABEL_IDS.issuperset(labels)
-            and len(labels) == len(pairs) * self.labelled
+            prompt[-1] == IDS[ASK] and _PAIR_IDS.issuperset(pairs) and len(labels) == len(pairs) * self.labelled
         )
         reader = partial(self._answer, n=len(pairs), labels=labels)
         if not well_formed or not pairs or reader(solution) is None:

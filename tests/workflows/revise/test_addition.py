@@ -163,6 +163,7 @@ QUESTION = Question("id/test/0", "6+3 k 8+3 l 7+2 a ?", "k 0 l 1 a 9")
         ("0 k 1 l 9 a", None, "garbled"),
         ("k 0 l ? a 9", None, "garbled"),
         ("k 0 l <|refine|> a 9", None, "garbled"),
+        ("k 0 9 1 a 9", None, "garbled"),
         ("k 0 l 6+3 a 9", None, "garbled"),
         ("k 0 l 1", None, "too_short"),
         ("k 0 l 1 a 9 b 9", None, "too_long"),
@@ -222,6 +223,9 @@ def test_a_bad_task_is_refused(changes: dict, message: str) -> None:
     ("question", "solution", "message"),
     [
         ("6+3 k 8+3 l", "k 0 l 1", "no question of this task"),
+        ("6+3 k 8+3 l a", "k 0 l 1", "no question of this task"),
+        ("6+3 k 8 l ?", "k 0 l 1", "no question of this task"),
+        ("6+3 k 8+3 9 ?", "k 0 9 1", "no question of this task"),
         ("6+3 k 8+3 ?", "k 0 l 1", "no question of this task"),
         ("k 6+3 l 8+3 ?", "k 0 l 1", "no question of this task"),
         ("?", "", "no question of this task"),
