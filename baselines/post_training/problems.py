@@ -70,8 +70,9 @@ class Pool:
     """A model's own completions, by question.
 
     Attributes:
-        completions: those that stopped by themselves and are not empty.
+        completions: those that stopped by themselves, or were cut to what did, and are not empty.
         n_unfinished, n_empty: those that were dropped.
+        n_cut: kept in part.
         n_tokens: generated, those of dropped completions included.
         flops: that sampling took.
         weights: digest of the model that wrote them.
@@ -80,6 +81,7 @@ class Pool:
     completions: list[Completion]
     n_unfinished: int
     n_empty: int
+    n_cut: int
     n_tokens: int
     flops: int
     weights: str
@@ -93,6 +95,7 @@ def sample_pool(
     seed: int,
     sampling: Sampling = POOL_SAMPLING,
     prompts: Sequence[Ids] | None = None,
+    cut_after: int | None = None,
     batch_size: int = 256,
     progress: str = "",
 ) -> Pool:
@@ -101,6 +104,8 @@ def sample_pool(
     Args:
         k: 10 for GSM8K, 4 for MATH, 1 for GSM240K (official code).
         prompts: instead of the problems' own.
+        cut_after: a token that ends an attempt as ``end`` does: a completion that did not stop by itself is cut after its
+            last one. Completions without one are dropped, all that did not stop are where None.
         progress: what a progress bar is called; none where empty.
     """
     if k < 1:
@@ -111,15 +116,22 @@ def sample_pool(
         model, [given[question] for question, _ in streams], sampling, [end], seed, streams, batch_size=batch_size,
         progress=progress,
     )  # fmt: skip
+    completions: list[Completion] = []
+    n_unfinished = n_cut = 0
+    for (question, _), found in zip(streams, samples, strict=True):
+        ids = found.ids
+        if found.stop is None:
+            if cut_after is None or cut_after not in ids:
+                n_unfinished += 1
+                continue
+            ids, n_cut = ids[: len(ids) - ids[::-1].index(cut_after)], n_cut + 1
+        completions += [Completion(question, ids)] if ids else []
     return Pool(
-        completions=[
-            Completion(question, s.ids)
-            for (question, _), s in zip(streams, samples, strict=True)
-            if s.stop is not None and s.ids
-        ],
-        n_unfinished=sum(s.stop is None for s in samples),
-        n_empty=sum(s.stop is not None and not s.ids for s in samples),
-        n_tokens=sum(s.n_tokens for s in samples),
+        completions=completions,
+        n_unfinished=n_unfinished,
+        n_empty=len(samples) - n_unfinished - len(completions),
+        n_cut=n_cut,
+        n_tokens=sum(found.n_tokens for found in samples),
         flops=flops,
         weights=weights_digest(model),
     )

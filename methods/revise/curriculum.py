@@ -44,6 +44,10 @@ class ReviseConfig:
             it is handed over (the paper's text). The first stage knows no difference.
         weights, beta: of the loss.
         use_gt: the ground truths are right attempts too.
+        drop_unfinished: leave out a whole completion that does not stop by itself (official code), not only its last attempt.
+            What follows an R is first trained in the second stage, so that much of it does not stop before, and the wrong
+            attempts in front of it, which the second stage is to learn from, would go with it; the official code is spared
+            that by ``eos_after_refine``.
         eos_after_refine: E also after an R that ends a continuation.
         rows: drawn at most for each stage; all where None.
         max_length: tokens of a row at most, and never more than the model reads; longer rows are left out and counted.
@@ -59,6 +63,7 @@ class ReviseConfig:
     weights: LossWeights = OFFICIAL
     beta: float = BETA
     use_gt: bool = False
+    drop_unfinished: bool = False
     eos_after_refine: bool = False
     rows: int | None = None
     max_length: int = 1024
@@ -93,7 +98,7 @@ class Stage:
         samples: digest of the model that wrote the samples.
         reference: digests of the reference model before and after; of the start where that is the reference.
         n_rows, n_right: attempts trained on, and those labelled right among them. Nothing balances them.
-        n_unfinished, n_empty, n_sampled_tokens: of the pool.
+        n_unfinished, n_empty, n_cut, n_sampled_tokens: of the pool.
         n_too_long: attempts left out for ``max_length``.
         sampling_flops, reference_flops: of sampling, and of the reference model's pass.
         training: of the policy.
@@ -108,6 +113,7 @@ class Stage:
     n_right: int
     n_unfinished: int
     n_empty: int
+    n_cut: int
     n_too_long: int
     n_sampled_tokens: int
     sampling_flops: int
@@ -157,7 +163,10 @@ def fit(
             raise RematchError("ReVISE: the first pool was written by another model than the one handed over")
         if pool is None:
             shown = f"samples for stage {number + 1}" if progress else ""
-            pool = sample_pool(model, problems, config.k, tokens.end, stage_seed, config.sampling, progress=shown)
+            pool = sample_pool(
+                model, problems, config.k, tokens.end, stage_seed, config.sampling,
+                cut_after=None if config.drop_unfinished else tokens.refine, progress=shown,
+            )  # fmt: skip
         attempts = attempt_rows(pool.completions, problems, tokens, config.use_gt)
         usable = _that_fit(attempts, problems, limit)
         rows = draw_rows(usable, config.rows, stage_seed)
@@ -186,6 +195,7 @@ def fit(
                 n_right=sum(row.right for row in rows),
                 n_unfinished=pool.n_unfinished,
                 n_empty=pool.n_empty,
+                n_cut=pool.n_cut,
                 n_too_long=len(attempts) - len(usable),
                 n_sampled_tokens=pool.n_tokens,
                 sampling_flops=pool.flops,

@@ -33,7 +33,7 @@ COMPLETIONS = [
     Completion(0, solution(3)), Completion(0, solution(5)), Completion(0, solution(3)), Completion(0, solution(3, first=2)),
     Completion(1, solution(8)), Completion(1, (IS,)), Completion(1, solution(8)), Completion(2, solution(4)),
 ]  # fmt: skip
-POOL = Pool(COMPLETIONS, 0, 0, 0, 0, "")
+POOL = Pool(COMPLETIONS, 0, 0, 0, 0, 0, "")
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,17 @@ def test_a_pool(m0: Any) -> None:
 
 def test_the_refine_token_is_one_like_any_other() -> None:
     """It neither ends a completion nor is left out of one."""
-    found = sample_pool(llama(seed=1), problems(20), 4, END, 0, Sampling(3.0, 1.0, 20)).completions
-    assert any(REFINE in c.ids[:-1] for c in found)
+    asked, how = problems(20), Sampling(3.0, 1.0, 10)
+    whole = sample_pool(llama(seed=1), asked, 4, END, 0, how)
+    assert any(REFINE in c.ids[:-1] for c in whole.completions)
+    # Unless completions that do not stop by themselves are to be cut after it.
+    cut = sample_pool(llama(seed=1), asked, 4, END, 0, how, cut_after=REFINE)
+    longer = [c for c in cut.completions if c not in whole.completions]
+    assert 0 < len(longer) <= cut.n_cut == whole.n_unfinished - cut.n_unfinished
+    assert all(c.ids[-1] == REFINE for c in longer)
+    assert len(cut.completions) == len(whole.completions) + cut.n_cut
+    assert len(cut.completions) + cut.n_unfinished + cut.n_empty == 80
+    assert (whole.n_cut, whole.flops, whole.n_tokens) == (0, cut.flops, cut.n_tokens)
 
 
 def test_rft_is_sft_on_truths_and_right_samples() -> None:
@@ -164,7 +173,7 @@ def test_star_starts_from_m0_again_and_strips_the_hint(m0: Any, tmp_path: Path) 
 
 
 def test_star_without_anything_to_rationalise() -> None:
-    pool = Pool([Completion(i, p.solution) for i, p in enumerate(PROBLEMS)], 0, 0, 0, 11, "")
+    pool = Pool([Completion(i, p.solution) for i, p in enumerate(PROBLEMS)], 0, 0, 0, 0, 11, "")
 
     def hint(p: Problem) -> Ids:
         raise AssertionError("every question is solved")

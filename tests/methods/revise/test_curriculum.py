@@ -147,6 +147,17 @@ def test_one_stage_takes_the_steps_of_two(m0: dict[str, torch.Tensor]) -> None:
     assert [stage.training.steps for stage in repeated] == [6, 3]
 
 
+def test_wrong_attempts_before_an_unfinished_one_are_kept(m0: dict[str, torch.Tensor]) -> None:
+    """After the first stage the model writes R, and nothing has taught it how to end what follows."""
+    recipe = Recipe(learning_rate=3e-3, batch_size=16, steps=40)
+    kept, dropped = (fitted(m0, recipe=recipe, drop_unfinished=drop)[1] for drop in (False, True))
+    assert kept[0] == dropped[0]
+    assert kept[1].start == dropped[1].start
+    assert kept[1].n_cut > 0 == dropped[1].n_cut
+    assert dropped[1].n_unfinished == kept[1].n_unfinished + kept[1].n_cut
+    assert kept[1].n_rows - kept[1].n_right > dropped[1].n_rows - dropped[1].n_right
+
+
 def test_rows_that_are_too_long_are_left_out_and_counted(m0: dict[str, torch.Tensor], plain: Any) -> None:
     stages = plain[1]
     # Prompt and solution take 4 and 3 tokens. A right attempt fits with E; a wrong one with R, the solution and E does not.

@@ -285,6 +285,9 @@ def test_votes_by_hand() -> None:
     likely = attempts_with([0.5] * 3, [-2000.0, -2000.6, -2000.7])
     assert voted_answer(likely, [1, 2, 2], "answer_likelihood") == 2
     assert voted_answer(likely[:2], [1, 2], "answer_likelihood") == 1
+    # What has no vote does not push the others below what a float holds.
+    beside = attempts_with([0.5] * 3, [0.0, -3001.0, -3000.0])
+    assert voted_answer(beside, [None, 1, 2], "answer_likelihood") == 2
     long = attempts_with([0.5, 0.5], [-4.0, -6.0], [2, 6])
     assert voted_answer(long, [1, 2], "answer_likelihood") == 1
     assert voted_answer(long, [1, 2], "mean_likelihood") == 2
