@@ -142,9 +142,9 @@ class Addition:
         reader = partial(self._answer, n=len(pairs), labels=labels)
         if not well_formed or not pairs or reader(solution) is None:
             form = (
-                "'3+6 d 4+5 e ?' with the solution 'd 0 e 1'"
+                "'3+6 d 4+5 e ?' with the solution 'd 9 e 9'"
                 if self.labelled
-                else "'3+6 4+5 ?' with the solution '0 1'"
+                else "'3+6 4+5 ?' with the solution '9 9'"
             )
             raise RematchError(
                 f"{question.name}: '{question.question}' with the solution '{question.solution}' is no question of this task; "
