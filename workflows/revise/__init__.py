@@ -1,0 +1,1 @@
+"""ReVISE against supervised and preference post-training: the room of the paper."""
