@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,10 +45,14 @@ class FinetuningPlayer(Player):
 
     def adapt_within(self, documents: Sequence[Document], flops: float) -> None:
         self.adapt(documents)
-        tokens, place = self.encode(documents), 0
-        while self.adapt_flops + self.finetuner.flops_of(tokens[place]) / 2 <= flops:
-            self._train(tokens[place : place + 1])
-            place = (place + 1) % len(tokens)
+        tokens, more, spent = self.encode(documents), [], self.finetuner.flops
+        for document in itertools.cycle(tokens):
+            step = self.finetuner.flops_of(document)
+            if spent + step / 2 > flops:
+                break
+            more.append(document)
+            spent += step
+        self._train(more)
 
     def document_costs(self, document: Document) -> Costs:
         """Of one step, gradients and the optimizer's state included."""
