@@ -318,7 +318,9 @@ class Drawing:
         if self.flops:
             return {"format": ".2~s", "tickCount": 5}
         xs = sorted({point.x for point in self.points if isinstance(point.x, float)})
-        return {"values": xs, "format": ".6~g", "labelOverlap": True} if numeric and len(xs) <= 12 else {"labelAngle": 0}
+        return (
+            {"values": xs, "format": ".6~g", "labelOverlap": True} if numeric and len(xs) <= 12 else {"labelAngle": 0}
+        )
 
 
 _TEXT = {"labelColor": "var(--soft)", "titleColor": "var(--ink)", "labelFontSize": 12, "titleFontSize": 12.5}
