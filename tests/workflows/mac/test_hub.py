@@ -25,7 +25,7 @@ from workflows.mac.streams import read_documents, read_pairs
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import hub_mirror
+import mac_mirror
 from rooms import Room, load_card
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def patch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
         patched.setenv("HF_HUB_OFFLINE", "1")
-        patched.setattr(sources, "SQUAD_BOUNDS", hub_mirror.SQUAD_BOUNDS)
+        patched.setattr(sources, "SQUAD_BOUNDS", mac_mirror.SQUAD_BOUNDS)
         patched.setattr(spacy, "load", pipeline)
         yield patched
 
@@ -109,8 +109,8 @@ def patch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mirror")
-    hub_mirror.write_data(folder)
-    hub_mirror.write_models(folder)
+    mac_mirror.write_data(folder)
+    mac_mirror.write_models(folder)
     return folder
 
 
@@ -186,11 +186,11 @@ def test_memories_of_the_paper_tier_see_as_many_questions() -> None:
 
 
 def test_the_tokenizers_are_of_the_real_kinds(mirror: Path) -> None:
-    kinds = {name: type(tokenizer).__name__ for name, tokenizer in hub_mirror.tokenizers(mirror)}
+    kinds = {name: type(tokenizer).__name__ for name, tokenizer in mac_mirror.tokenizers(mirror)}
     assert set(kinds.values()) == {"GPT2Tokenizer", "T5Tokenizer", "LlamaTokenizer"}
-    for name, tokenizer in hub_mirror.tokenizers(mirror):
+    for name, tokenizer in mac_mirror.tokenizers(mirror):
         ids = tokenizer("What is train 3?")["input_ids"]
-        assert tokenizer.unk_token_id not in ids or name in (hub_mirror.DISTILGPT2, hub_mirror.GPT2)
+        assert tokenizer.unk_token_id not in ids or name in (mac_mirror.DISTILGPT2, mac_mirror.GPT2)
         assert tokenizer.decode(ids, skip_special_tokens=True) == "What is train 3?"
         assert (tokenizer.pad_token is None) == ("gpt2" in name or "llama" in name)
 
@@ -198,7 +198,7 @@ def test_the_tokenizers_are_of_the_real_kinds(mirror: Path) -> None:
 def test_the_data_are_the_tiers(rooms: dict[str, Room]) -> None:
     corpus = rooms["paper"].build("corpus")[0]
     assert [document.text for document in read_documents(corpus / "documents.jsonl")] == [
-        f"Web page {i}.\n\nIt says so." for i in range(hub_mirror.N_ANCHORS)
+        f"Web page {i}.\n\nIt says so." for i in range(mac_mirror.N_ANCHORS)
     ]
     assert read_pairs(corpus / "qa_train.jsonl")[0].question == "What is qa_train 0 ?"
     assert read_documents(rooms["real"].build("corpus")[0] / "documents.jsonl") == []
@@ -358,7 +358,7 @@ def test_the_official_beams_are_searched(paper: Room, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["mac", "uniform", "camels", "no_adaptation"])
 def test_another_language_model_by_its_id(mirror: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "llama bases"
-    room = room_of("paper", mirror, folder, lm={"hub_id": hub_mirror.LLAMA})
+    room = room_of("paper", mirror, folder, lm={"hub_id": mac_mirror.LLAMA})
     model, _ = load_lm(room.build("lm")[0], room.hub)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.config.num_key_value_heads < model.config.num_attention_heads
@@ -392,9 +392,9 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("tier", "missing"),
     [
-        *(("paper", f"models/{name}") for name in (hub_mirror.DISTILGPT2, hub_mirror.T5_BASE, hub_mirror.GPT2)),
-        *(("paper", f"datasets/{name}") for name in (sources.SQUAD, sources.CAMELS, hub_mirror.OPENWEBTEXT)),
-        *(("real", missing) for missing in (f"models/{hub_mirror.T5_SMALL}", f"datasets/{sources.SQUAD}")),
+        *(("paper", f"models/{name}") for name in (mac_mirror.DISTILGPT2, mac_mirror.T5_BASE, mac_mirror.GPT2)),
+        *(("paper", f"datasets/{name}") for name in (sources.SQUAD, sources.CAMELS, mac_mirror.OPENWEBTEXT)),
+        *(("real", missing) for missing in (f"models/{mac_mirror.T5_SMALL}", f"datasets/{sources.SQUAD}")),
     ],
 )
 def test_what_is_not_in_the_mirror(mirror: Path, tmp_path: Path, tier: str, missing: str) -> None:
@@ -411,11 +411,11 @@ def _remove(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "spoil", "message"),
     [
-        (f"models/{hub_mirror.T5_BASE}", partial(_remove, "model.safetensors"), "t5-base: no weights as safetensors"),
-        (f"models/{hub_mirror.GPT2}", partial(_remove, "vocab.json"), "no tokenizer can be read from .*gpt2"),
+        (f"models/{mac_mirror.T5_BASE}", partial(_remove, "model.safetensors"), "t5-base: no weights as safetensors"),
+        (f"models/{mac_mirror.GPT2}", partial(_remove, "vocab.json"), "no tokenizer can be read from .*gpt2"),
         (f"datasets/{sources.CAMELS}", partial(_remove, "StreamingQA/val.csv"), r"no file StreamingQA/val\.csv in"),
         (f"datasets/{sources.CAMELS}", partial(_remove, "ArchivalQA/qa_lt.csv"), r"ArchivalQA/qa_lt\.csv.*LDC2008T19"),
-        (f"datasets/{hub_mirror.OPENWEBTEXT}", partial(_remove, "plain_text/train-00000-of-00080.parquet"), "no file .*00000-of-.*openwebtext"),
+        (f"datasets/{mac_mirror.OPENWEBTEXT}", partial(_remove, "plain_text/train-00000-of-00080.parquet"), "no file .*00000-of-.*openwebtext"),
     ],
 )  # fmt: skip
 def test_a_file_is_missing(mirror: Path, tmp_path: Path, of: str, spoil: Callable[[Path], None], message: str) -> None:
@@ -452,7 +452,7 @@ def test_bad_options(mirror: Path, tmp_path: Path, base: str, options: dict[str,
     [
         ("memory_plain", {"n_documents": 7}, r"bases\.memory_plain: n_documents: 7; the base 'streams' holds 6"),
         ("memory_plain", {"encoder": "google-t5/t5"}, "no 'models/google-t5/t5' in"),
-        ("memory_plain", {"encoder": hub_mirror.GPT2}, r"amortizer 'encdec' needs an encoder-decoder \(T5\)"),
+        ("memory_plain", {"encoder": mac_mirror.GPT2}, r"amortizer 'encdec' needs an encoder-decoder \(T5\)"),
         ("weights", {"n_documents": 7}, r"bases\.weights: n_documents: 7; the base 'streams' holds 6"),
     ],
 )
