@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, T5Config
 
-from baselines.online import BM25, with_documents
+from baselines.online import BM25
 from baselines.online.memory import SavedBytes
 from baselines.qa import QAPair
 from methods.mac.config import MACConfig
@@ -173,7 +173,7 @@ def _examples(documents: Sequence[Document], reads: int) -> list[Example]:
         return [(document.text, document.pairs) for document in documents]
     index = BM25([document.text for document in documents])
     return [
-        (document.text, document.pairs, [pair.question for pair in with_documents(index, document.pairs, reads)])
+        (document.text, document.pairs, index.prepended([pair.question for pair in document.pairs], reads))
         for document in documents
     ]
 
