@@ -65,6 +65,7 @@ def encode_pairs(
     max_length: int = MAX_LENGTH,
     max_answer: int = MAX_ANSWER,
     end: bool = True,
+    multiple: int = 1,
 ) -> QABatch:
     """Tokenize for the loss. Question and answer are tokenized apart, so that the answer's tokens are known.
 
@@ -75,6 +76,7 @@ def encode_pairs(
         max_answer: tokens of the answer and its end.
         end: whether the end-of-text token follows the answer, however it was cut; not so for the rest of a document, which
             is scored as far as it was read.
+        multiple: rows are padded to a multiple of this many tokens: few shapes then have their FLOPs counted.
 
     Raises:
         RematchError: without an end-of-text token, or for a question that has no tokens.
@@ -86,6 +88,7 @@ def encode_pairs(
         for ids in _ids(tokenizer, [" " + pair.answer for pair in pairs], add_special_tokens=False)
     ]
     longest = max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
+    longest = -(-longest // multiple) * multiple
     ids = torch.full((len(pairs), longest), _padding(tokenizer))
     attention, labels = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):

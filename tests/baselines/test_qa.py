@@ -88,6 +88,17 @@ def test_text_of_a_pair(tokenizer: Any) -> None:
     assert batch.labels_mask.int().tolist() == [[0] * 4 + [1] * 3, [0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0]]
 
 
+def test_rows_may_be_padded_further(tokenizer: Any) -> None:
+    batch, wide = encode_pairs(tokenizer, PAIRS), encode_pairs(tokenizer, PAIRS, multiple=5)
+    n = batch.input_ids.shape[1]
+    assert (n, wide.input_ids.shape[1]) == (7, 10)
+    assert torch.equal(wide.input_ids[:, :n], batch.input_ids)
+    assert torch.equal(wide.attention_mask[:, :n], batch.attention_mask)
+    assert torch.equal(wide.labels_mask[:, :n], batch.labels_mask)
+    assert not wide.attention_mask[:, n:].any()
+    assert not wide.labels_mask[:, n:].any()
+
+
 def test_questions_are_padded_on_the_left_and_cut_alike(tokenizer: Any) -> None:
     ids, mask = encode_questions(tokenizer, QUESTIONS, max_length=5, max_answer=2)
     assert tokenizer.batch_decode(ids) == ["lives anna ?", "who works ?", "where now ?"]

@@ -107,6 +107,10 @@ class Memory:
         for key in ("base_lm", "quantize", "reads"):
             if before and before[key] != getattr(self, key):
                 raise RematchError(f"{where}: {key}: {getattr(self, key)!r}; it goes on from one with {before[key]!r}")
+        if before and before["n_documents"] > self.n_documents:
+            raise RematchError(
+                f"{where}: n_documents: {self.n_documents}; it goes on from one that read {before['n_documents']}"
+            )
         mac = self._new(job, seed) if start is None else load_memory(start, job.needs, job.hub)
         examples = _examples(documents, self.reads)
         runs: list[Training] = []

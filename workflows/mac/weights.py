@@ -21,7 +21,7 @@ from workflows.mac.streams import Document
 
 NOTES = "weights.json"
 MULTIPLE = 16
-"""Documents are padded to a multiple of this many tokens, so that few shapes have their FLOPs counted."""
+"""Documents and questions are padded to a multiple of this many tokens, so that few shapes have their FLOPs counted."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Weights:
             kept = [anchors[int(i)] for i in rng.integers(len(anchors), size=self.batch_size)]
             yield MetaBatch(
                 *_padded(tokenizer, [document.text for document in chosen], self.max_document),
-                encode_pairs(tokenizer, pairs),  # type: ignore[arg-type]
+                encode_pairs(tokenizer, pairs, multiple=MULTIPLE),  # type: ignore[arg-type]
                 *_padded(tokenizer, kept, self.max_document),
             )
 

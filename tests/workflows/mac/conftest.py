@@ -33,11 +33,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "reader_lm": {"max_steps": 1, "validate_every": 1},
     "streams": {"n_train": 64, "n_validation": 6, "n_stream": N_STREAM},
     "memory_start": {
-        "n_documents": 64, "sizes": MAC_SIZES, "encoder_sizes": ENCODER, "recipe": RECIPE | {"banks": 2},
+        "n_documents": 32, "sizes": MAC_SIZES, "encoder_sizes": ENCODER, "recipe": RECIPE | {"banks": 2},
         "stages": [{"of": "sentences", "steps": 2, "documents": 2, "banks": 2, "learning_rate": 0.01}],
     },
     "memory": {"n_documents": 64, "recipe": RECIPE},
-    "memory_fewer": {"n_documents": 32, "sizes": MAC_SIZES, "encoder_sizes": ENCODER, "recipe": RECIPE},
+    "memory_fewer": {"n_documents": 32, "recipe": RECIPE},
     "memory_none": {
         "n_documents": 64, "sizes": MAC_SIZES | {"aggregate": "none"}, "encoder_sizes": ENCODER, "recipe": RECIPE,
     },

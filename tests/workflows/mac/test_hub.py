@@ -68,11 +68,16 @@ def class_of(base: str) -> str:
     return CARD.spec.bases[base].use.rpartition(":")[2]
 
 
+def few_documents(base: str) -> bool:
+    """Whether a base reads only the documents of the lowest level; ``memory_start``, from which others go on, is one."""
+    return base.endswith("_fewer") or base == "memory_start"
+
+
 def sizes_of(tier: str) -> dict[str, dict[str, Any]]:
     """Each base's options with smaller sizes; all else is the tier's."""
     small: dict[str, dict[str, Any]] = {"streams": {"n_train": N_DOCUMENTS, "n_stream": N_STREAM, "n_validation": 2}}
     for name, options in options_at(tier).items():
-        n = N_FEWER if name.endswith("_fewer") else N_DOCUMENTS
+        n = N_FEWER if few_documents(name) else N_DOCUMENTS
         if class_of(name) == "Memory":
             recipe = options["recipe"]
             few = {"steps": min(2, recipe["steps"]), "documents": 4, "checkpoint_every": 1}
@@ -155,7 +160,7 @@ def test_the_sizes_of_a_tier_fit_together(tier: str) -> None:
     assert max(documents.values()) == streams["n_train"]
     fewer, main = axes["data_efficiency"].levels
     for name, n in documents.items():
-        assert n == (fewer if name.endswith("_fewer") else main)
+        assert n == (fewer if few_documents(name) else main)
     assert set(axes["ood"].levels) <= {"main", "long", *streams.get("others", [])}
     assert bases["corpus"]["dataset"] == streams["dataset"]
     assert bases["corpus"].get("later_datasets", []) == streams.get("others", [])

@@ -226,6 +226,12 @@ def test_mistakes_name_the_base_and_the_key(
         Memory(**(options(room) | change)).build(job(needs))
 
 
+def test_what_is_gone_on_from_read_no_more(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
+    needs = needs | {"memory_start": room.build("memory_start")[0]}
+    with pytest.raises(RematchError, match=r"bases\.some: n_documents: 16; it goes on from one that read 32"):
+        Memory(n_documents=16, recipe={"steps": 1, "documents": 4, "learning_rate": 0.01}).build(job(needs))
+
+
 def test_a_stage_may_drop_gradients_too(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
     stage = {"of": "documents", "steps": 1, "documents": 4, "learning_rate": 0.01, "dropout": {"p": 0.5}}
     plain = Memory(**(options(room) | {"stages": [stage | {"dropout": {}}]})).build(job(needs))
