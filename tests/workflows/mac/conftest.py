@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "stages": [{"of": "sentences", "steps": 2, "documents": 2, "banks": 2, "learning_rate": 0.01}],
     },
     "memory": {"n_documents": 64, "recipe": RECIPE},
-    "memory_fewer": {"n_documents": 32, "recipe": RECIPE},
+    "memory_fewer": {"n_documents": 32, "recipe": RECIPE | {"steps": 2}},
     "memory_none": {
         "n_documents": 64, "sizes": MAC_SIZES | {"aggregate": "none"}, "encoder_sizes": ENCODER, "recipe": RECIPE,
     },
