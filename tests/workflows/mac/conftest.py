@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "n_documents": 64, "sizes": MAC_SIZES | {"aggregate": "none"}, "encoder_sizes": ENCODER, "recipe": RECIPE,
     },
     "weights": WEIGHTS | {"n_documents": 64},
-    "weights_fewer": WEIGHTS | {"n_documents": 32},
+    "weights_fewer": WEIGHTS | {"n_documents": 32, "steps": 1},
 }  # fmt: skip
 ARENA = {"n_first": 4, "probes": [0, 4], "n_timed": 4}
 
