@@ -127,6 +127,32 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """Something to read beside the numbers: a transcript, as named pieces of plain text in the order of reading.
+
+    It is kept and shown as it is, never interpreted as markup. Bring a handful a seed, chosen by a rule that does not look
+    at the scores (the first items), and the same items for every contender. The page shows those of the first seed.
+
+    Attributes:
+        title: what is read, for a reader who sees several below each other: ``"Question 3, 12 + 7 * 2"``.
+        fields: (name, text) of every piece: ``("First attempt", "...")``.
+
+    Raises:
+        TypeError: something is not text, or a field is not a pair.
+    """
+
+    title: str
+    fields: Sequence[tuple[str, str]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str):
+            raise TypeError(f"Exhibit: the title must be text, not {self.title!r}")
+        for entry in self.fields:
+            if not isinstance(entry, tuple) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
+                raise TypeError(f"Exhibit '{self.title}': a field must be a pair (name, text) of texts, not {entry!r}")
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a match brought.
 
@@ -148,3 +174,24 @@ class Outcome:
     data_hash: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
+    exhibits: Sequence[Exhibit] = ()
+
+
+class Undefined(Exception):
+    """Raised by a metric that has no value in a match; the message is the reason."""
+
+
+def measure(match: Any, metrics: Sequence[str]) -> tuple[list[Measurement], dict[str, str]]:
+    """What a match's methods of the metrics' names yield, and the reasons of those that have no value.
+
+    Args:
+        match: has a method for each metric, which gives its measurements or raises ``Undefined``.
+    """
+    measurements: list[Measurement] = []
+    undefined: dict[str, str] = {}
+    for metric in metrics:
+        try:
+            measurements += getattr(match, metric)()
+        except Undefined as reason:
+            undefined[metric] = str(reason)
+    return measurements, undefined

@@ -26,6 +26,7 @@ CURRICULA: dict[str, tuple[StageName, ...]] = {
     "two_stage": ("verify", "correct"),
     "one_stage": ("correct",),
     "stage1_only": ("verify",),
+    "correct_only": ("correct",),
 }
 
 
@@ -38,7 +39,8 @@ class ReviseConfig:
         sampling: how.
         recipe: of each stage.
         curriculum: ``two_stage``; ``one_stage``, the second stage at once, on samples of the model as it is handed over, in
-            twice the steps; ``stage1_only``, after which the first attempt is the answer.
+            twice the steps; ``stage1_only``, after which the first attempt is the answer; ``correct_only``, the second stage of
+            a model that has had the first.
         cycles: how often the second stage is repeated, each time on new samples.
         reference: of the loss: ``stage_start``, the model that the stage starts from (official code), or ``m0``, the model as
             it is handed over (the paper's text). The first stage knows no difference.
@@ -57,7 +59,7 @@ class ReviseConfig:
     k: int = 10
     sampling: Sampling = POOL_SAMPLING
     recipe: Recipe = STAGE_RECIPE
-    curriculum: Literal["two_stage", "one_stage", "stage1_only"] = "two_stage"
+    curriculum: Literal["two_stage", "one_stage", "stage1_only", "correct_only"] = "two_stage"
     cycles: int = 0
     reference: Literal["stage_start", "m0"] = "stage_start"
     weights: LossWeights = OFFICIAL
@@ -78,8 +80,10 @@ class ReviseConfig:
             raise RematchError("ReviseConfig: cycles repeat the second stage, 0 times or more; stage1_only has none")
         if self.rows is not None and self.rows < 1:
             raise RematchError(f"ReviseConfig: rows must be at least 1, or None for all, not {self.rows}")
-        if self.shuffled and self.curriculum == "one_stage":
-            raise RematchError("ReviseConfig: shuffled is of the first stage's labels; one_stage has no first stage")
+        if self.shuffled and "verify" not in CURRICULA[self.curriculum]:
+            raise RematchError(
+                f"ReviseConfig: shuffled is of the first stage's labels; {self.curriculum} has no first stage"
+            )
 
     @property
     def stages(self) -> tuple[StageName, ...]:

@@ -21,7 +21,7 @@ import torch
 from baselines import qa
 from baselines.decoding import GREEDY, OFFICIAL_BEAMS
 from baselines.qa import is_scorable
-from rematch.arena import Measurement, Outcome, Task
+from rematch.arena import Measurement, Outcome, Task, Undefined, measure
 from rematch.errors import RematchError, unknown
 from workflows.mac.corpus import MAIN, VALIDATION, read_stream, stream_path
 from workflows.mac.players import Asking, Player, player_of
@@ -33,10 +33,6 @@ BEAMS = {"greedy": GREEDY, "official": OFFICIAL_BEAMS}
 
 LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm")
 """The bases whose training is that of the language model that answers."""
-
-
-class Undefined(Exception):
-    """Raised by a metric that has no value in a match; the message is the reason."""
 
 
 @dataclass
@@ -81,13 +77,7 @@ class Arena:
         reading questions and answering is the same for all and left out.
         """
         match = _Match(self, task)
-        measurements: list[Measurement] = []
-        undefined: dict[str, str] = {}
-        for metric in task.metrics:
-            try:
-                measurements += getattr(match, metric)()
-            except Undefined as reason:
-                undefined[metric] = str(reason)
+        measurements, undefined = measure(match, task.metrics)
         player = match.player
         return Outcome(
             measurements=measurements,

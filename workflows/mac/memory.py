@@ -27,6 +27,7 @@ from rematch.errors import RematchError, unknown
 from rematch.flops import count_flops
 from rematch.hub import Hub
 from rematch.hub_models import check_model
+from rematch.options import known, made
 from workflows.mac.corpus import MAIN, read_documents, read_stream
 from workflows.mac.language_models import load_lm
 from workflows.mac.streams import Document
@@ -94,7 +95,7 @@ class Memory:
                 f"{where}: recipe: {min(misplaced)}: the recipe is of documents, and dropout stands beside it"
             )
         of, recipe = _recipe({"of": "documents", **self.recipe}, f"{where}: recipe")
-        dropout = _made(BackpropDropout, self.dropout, f"{where}: dropout")
+        dropout = made(BackpropDropout, self.dropout, f"{where}: dropout")
         recipes.append((of, dataclasses.replace(recipe, dropout=dropout)))
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
@@ -149,7 +150,7 @@ class Memory:
 
     def _new(self, job: BaseJob, seed: int) -> MAC:
         lm, tokenizer = load_lm(job.needs[LMS[self.base_lm]], job.hub, self.quantize or None)
-        _known(MACConfig, self.sizes, f"bases.{job.name}: sizes")
+        known(MACConfig, self.sizes, f"bases.{job.name}: sizes")
         torch.manual_seed(seed)
         if self.encoder:
             both = (self.encoder, self.question_encoder or self.encoder)
@@ -288,20 +289,5 @@ def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:
     options = {name: value for name, value in stage.items() if name != "of"}
     if stage.get("of") not in STAGES:
         raise unknown("of", str(stage.get("of")), STAGES, where)
-    options["dropout"] = _made(BackpropDropout, options.get("dropout", {}), f"{where}: dropout")
-    return stage["of"], _made(Recipe, options, where)
-
-
-def _made(cls: Any, options: dict[str, Any], where: str) -> Any:
-    _known(cls, options, where)
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise RematchError(f"{where}: {error}") from error
-
-
-def _known(cls: Any, options: dict[str, Any], where: str) -> None:
-    allowed = [each.name for each in dataclasses.fields(cls)]
-    for name in options:
-        if name not in allowed:
-            raise unknown("key", name, allowed, where)
+    options["dropout"] = made(BackpropDropout, options.get("dropout", {}), f"{where}: dropout")
+    return stage["of"], made(Recipe, options, where)

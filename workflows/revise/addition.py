@@ -159,6 +159,14 @@ class Addition:
             self._read(solution, len(body) // 2, body[1::2]) if self.labelled else self._read(solution, len(body), ())
         )
 
+    def status(self, solution: Ids, prompt: Ids) -> Status:
+        """Whether an answer can be read off a solution; see ``Reading``."""
+        return self.read(solution, prompt).status
+
+    def text(self, ids: Ids) -> str:
+        """Token ids as a person reads them."""
+        return decode(ids)
+
     def hint(self, problem: Problem) -> Ids:
         """The prompt with the digits of the answer before the question mark, in the order in which they are written."""
         digits = str(problem.answer)[::-1] if self.least_first else str(problem.answer)

@@ -1,0 +1,433 @@
+"""ReVISE's room: language models post-trained in different ways answer the same questions, once or by a vote.
+
+What a model writes is sampled once (``written``); here answers are read off it by the contender's rule and scored.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from baselines.loading import load_tokenizer
+from baselines.post_training.answers import pass_at_n
+from baselines.post_training.dpo import solution_scores
+from baselines.post_training.problems import Problem
+from methods.revise.trajectories import Attempt, Trajectory
+from methods.revise.verification import Cells, auroc, auroc_within, cells, verification_score
+from rematch.arena import Exhibit, Measurement, Outcome, Task, Undefined, measure
+from rematch.errors import RematchError
+from rematch.play import Skip
+from workflows.revise.contenders import FewShot, Oracle, Verifier
+from workflows.revise.data import ID, hash_of, problems_of, read_test
+from workflows.revise.models import load_model, load_pretrained, read_notes
+from workflows.revise.tasks import AnswerTask, load_task
+from workflows.revise.written import Written, read_written
+
+
+@dataclass
+class Arena:
+    """Scores one contender's answers.
+
+    What the level is depends on the axis: ``test_time_compute`` trajectories a question; ``ood`` a test set;
+    ``data_efficiency`` the questions that post-training learned from; ``flops_matched`` a share of what ReVISE's
+    post-training spends; ``ablation`` trajectories a question.
+
+    Attributes:
+        n_votes: trajectories a question in ``vote_accuracy``, where the level does not say.
+        n_bins: of the histograms of verification scores.
+        n_transcripts: questions whose transcripts are shown, of the first seed; the first that were refined and the first that
+            were not, half each.
+        lm_eval_task, lm_eval_limit: of ``FewShot``, and of ``lm_eval_accuracy``; items, all where None.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        "accuracy", "vote_accuracy", "equal_tokens_accuracy", "tokens", "flops", "post_flops", "generations",
+        "first_accuracy", "refine_rate", "fate", "auroc", "auroc_end", "auroc_within", "score_density", "unanswered",
+        "calibration", "lm_eval_accuracy",
+    )  # fmt: skip
+
+    n_votes: int = 8
+    n_bins: int = 10
+    n_transcripts: int = 6
+    lm_eval_task: str = ""
+    lm_eval_limit: int | None = None
+
+    def play(self, task: Task) -> Outcome:
+        """Play one match for one seed.
+
+        The FLOPs of the outcome are those of post-training on ``flops_matched``, else those of answering a question.
+        """
+        match = FewShotMatch(self, task) if isinstance(task.contender, FewShot) else Match(self, task)
+        measurements, undefined = measure(match, task.metrics)
+        return Outcome(
+            measurements=measurements,
+            flops=match.own_flops,
+            flops_target=match.target,
+            train_flops=match.train_flops,
+            data_hash=match.data_hash,
+            notes=match.notes,
+            undefined=undefined,
+            exhibits=match.exhibits() if task.seed == 0 else (),
+        )
+
+
+class Match:
+    """One contender, one test set, and one method for each metric."""
+
+    def __init__(self, arena: Arena, task: Task) -> None:
+        self.arena, self.task, self.contender = arena, task, task.contender
+        self.folder = task.bases["questions"]
+        self.set = str(task.level) if task.axis == "ood" else ID
+        self.n = int(task.level) if task.axis in ("test_time_compute", "ablation") else arena.n_votes
+        self.tries = int(self.contender.tries)
+        self.base = self._base()
+
+    def _base(self) -> str:
+        """What the contender wrote: its first base, and on ``data_efficiency`` that of as many questions as the level says.
+
+        Who was not post-trained is the same at every level.
+        """
+        first = next(iter(self.task.bases))
+        if self.task.axis != "data_efficiency" or self._n_questions(first) is None:
+            return first
+        stem = first.removesuffix("_written")
+        found = {
+            self._n_questions(name): name
+            for name in self.task.bases
+            if name.startswith(stem) and name.endswith("_written")
+        }
+        if self.task.level not in found:
+            known = ", ".join(map(str, sorted(filter(None, found))))
+            raise RematchError(
+                f"{self.task.name}: nothing learned from {self.task.level} questions; there are: {known}"
+            )
+        return found[int(self.task.level)]
+
+    def _n_questions(self, base: str) -> int | None:
+        return self.task.base_info[base].notes.get("n_questions")
+
+    @cached_property
+    def answer_task(self) -> AnswerTask:
+        """How answers are read: with the tokenizer of the model that all start from."""
+        return load_task(self.folder, load_tokenizer(str(self.task.bases["m0"])))
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return problems_of(read_test(self.folder, self.set), self.answer_task)
+
+    @cached_property
+    def written(self) -> Written:
+        return self._read(self.base)
+
+    def _read(self, base: str) -> Written:
+        written = read_written(self.task.bases[base], self.set)
+        if len(written.trajectories) != len(self.problems):
+            raise RematchError(
+                f"{base}: {len(written.trajectories)} questions, and the test set has {len(self.problems)}"
+            )
+        return written
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the test set."""
+        return hash_of(self.folder, self.set)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _last(self, found: Sequence[Trajectory], n: int, tries: int | None = None) -> list[Attempt]:
+        return [each.last(tries or self.tries) for each in found[:n]]
+
+    def right(self, n: int, written: Written | None = None) -> list[bool]:
+        """Whether each question is answered right with n trajectories. Who cannot read a question has not."""
+        answered: list[bool] = []
+        for i, (problem, found) in enumerate(zip(self.problems, (written or self.written).trajectories, strict=True)):
+            last = self._last(found, n)
+            answers = [attempt.answer(problem.final_answer) for attempt in last]
+            if isinstance(self.contender, Oracle):
+                answered.append(pass_at_n(answers, problem.answer))
+            else:
+                rng = np.random.default_rng([self.task.seed, i, *b"vote"])
+                answered.append(bool(last) and self.contender.choose(last, answers, rng) == problem.answer)
+        return answered
+
+    def _need(self, n: int) -> None:
+        """Raise RematchError unless so many trajectories were written."""
+        most = max(map(len, self.written.trajectories), default=0)
+        if n > most:
+            raise RematchError(
+                f"{self.task.axis}: {n} trajectories a question are asked for, and the base '{self.base}' has {most} for "
+                f"'{self.set}'; raise its n"
+            )
+
+    def accuracy(self) -> Iterator[Measurement]:
+        """Of the greedy trajectory (Maj@1)."""
+        yield _share("accuracy", self.right(1))
+
+    def vote_accuracy(self) -> Iterator[Measurement]:
+        """Of the vote."""
+        self._need(self.n)
+        yield _share("vote_accuracy", self.right(self.n))
+
+    def equal_tokens_accuracy(self) -> Iterator[Measurement]:
+        """Of a vote between as many trajectories as come nearest to the tokens that ReVISE generates for its own."""
+        theirs = self._read("revise_written")
+        budget, _ = theirs.cost(self.n, 2)
+        most = max(map(len, self.written.trajectories), default=0)
+        counts = range(1, most + 1)
+        n = min(counts, key=lambda count: abs(self.written.cost(count, self.tries)[0] - budget))
+        yield _share("equal_tokens_accuracy", self.right(n))
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> Iterator[Measurement]:
+        """Generated a question."""
+        yield Measurement("tokens", self.written.cost(self.n, self.tries)[0])
+
+    def flops(self) -> Iterator[Measurement]:
+        """Of answering a question."""
+        yield Measurement("flops", self.written.cost(self.n, self.tries)[1])
+
+    def post_flops(self) -> Iterator[Measurement]:
+        """Of post-training, sampling included."""
+        yield Measurement("post_flops", float(self._written_notes["post_flops"]))
+
+    def generations(self) -> Iterator[Measurement]:
+        """Completions sampled in post-training."""
+        yield Measurement("generations", float(self._written_notes["generations"]))
+
+    @property
+    def _written_notes(self) -> dict[str, Any]:
+        return dict(self.task.base_info[self.base].notes)
+
+    @property
+    def train_flops(self) -> float:
+        """Of all training, M0's included."""
+        return float(self.task.base_info[self.base].train_flops)
+
+    @property
+    def target(self) -> float | None:
+        """The FLOPs that post-training may spend."""
+        if self.task.share is None or self.task.reference is None:
+            return None
+        return self.task.share * float(read_notes(self.task.reference)["post_flops"])
+
+    @property
+    def own_flops(self) -> float:
+        if self.task.axis == "flops_matched":
+            return float(self._written_notes["post_flops"])
+        return self.written.cost(self.n, self.tries)[1]
+
+    # -- first attempts, and what becomes of them ---------------------------------------------------------------------
+
+    @cached_property
+    def _greedy(self) -> list[tuple[Problem, Trajectory]]:
+        return [
+            (problem, found[0])
+            for problem, found in zip(self.problems, self.written.trajectories, strict=True)
+            if found
+        ]
+
+    def _is_right(self, problem: Problem, attempt: Attempt) -> bool:
+        return attempt.answer(problem.final_answer) == problem.answer
+
+    @cached_property
+    def _cells(self) -> Cells:
+        first = [self._is_right(problem, found.attempts[0]) for problem, found in self._greedy]
+        last = [self._is_right(problem, found.last(self.tries)) for problem, found in self._greedy]
+        refined = [len(found.attempts[: self.tries]) > 1 for _, found in self._greedy]
+        return cells(first, refined, last)
+
+    def first_accuracy(self) -> Iterator[Measurement]:
+        """Of greedy first attempts."""
+        items = [float(bool(found) and self._is_right(problem, found[0].attempts[0])) for problem, found in zip(self.problems, self.written.trajectories, strict=True)]  # fmt: skip
+        yield Measurement("first_accuracy", float(np.mean(items)), items=items)
+
+    def refine_rate(self) -> Iterator[Measurement]:
+        yield Measurement("refine_rate", self._cells.refine_rate)
+
+    def fate(self) -> Iterator[Measurement]:
+        """The shares of questions by how their first attempt was and what became of it."""
+        for name, value in vars(self._cells).items():
+            yield Measurement("fate", float(value), f"fate={name}")
+
+    def unanswered(self) -> Iterator[Measurement]:
+        """The share of questions whose greedy trajectory has no answer, and by why."""
+        reasons = Counter(self._why_unanswered())
+        n = len(self.problems)
+        yield Measurement("unanswered", sum(reasons.values()) / n)
+        for reason in sorted(reasons):
+            yield Measurement("unanswered", reasons[reason] / n, f"reason={reason}")
+
+    def _why_unanswered(self) -> Iterator[str]:
+        for problem, found, status in zip(self.problems, self.written.trajectories, self.written.statuses, strict=True):
+            if status:
+                yield status
+                continue
+            attempt = found[0].last(self.tries)
+            reason = self.answer_task.status(attempt.ids, problem.prompt) if attempt.ended else "cut"
+            if reason != "ok":
+                yield reason
+
+    # -- verification -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _verified(self) -> tuple[list[float], list[bool]]:
+        """The verification score of every greedy first attempt that came to its end, and whether it is right."""
+        ended = [(problem, found.attempts[0]) for problem, found in self._greedy if found.attempts[0].ended]
+        labels = [self._is_right(problem, attempt) for problem, attempt in ended]
+        if isinstance(self.contender, Verifier):
+            model, _, tokens = load_model(self.task.bases["verifier"])
+            scores, _ = solution_scores(
+                model, [problem.prompt for problem, _ in ended], [attempt.ids for _, attempt in ended], tokens.end
+            )
+            return scores.tolist(), labels
+        return [verification_score(attempt) for _, attempt in ended], labels
+
+    def auroc(self) -> Iterator[Measurement]:
+        """Of M(E) - M(R) after greedy first attempts."""
+        yield Measurement("auroc", _defined(auroc(*self._verified), "greedy first attempts"))
+
+    def auroc_end(self) -> Iterator[Measurement]:
+        """Of M(E) alone."""
+        ended = [(problem, found.attempts[0]) for problem, found in self._greedy if found.attempts[0].ended]
+        scores = [attempt.confidence() for _, attempt in ended]
+        labels = [self._is_right(problem, attempt) for problem, attempt in ended]
+        yield Measurement("auroc_end", _defined(auroc(scores, labels), "greedy first attempts"))
+
+    def auroc_within(self) -> Iterator[Measurement]:
+        """Of M(E) - M(R) between first attempts at the same question."""
+        scores, labels, names = [], [], []
+        for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True)):
+            for trajectory in found[: self.arena.n_votes]:
+                first = trajectory.attempts[0]
+                if first.ended:
+                    scores.append(verification_score(first))
+                    labels.append(self._is_right(problem, first))
+                    names.append(i)
+        value = auroc_within(scores, labels, names)
+        yield Measurement("auroc_within", _defined(value, "first attempts at any one question"))
+
+    def score_density(self) -> Iterator[Measurement]:
+        """Histograms of M(E) - M(R), of right and of wrong greedy first attempts."""
+        scores, labels = self._verified
+        edges = np.linspace(-1, 1, self.arena.n_bins + 1)
+        for family, wanted in (("right", True), ("wrong", False)):
+            chosen = [score for score, label in zip(scores, labels, strict=True) if label is wanted]
+            counts, _ = np.histogram(chosen, edges)
+            for middle, count in zip((edges[:-1] + edges[1:]) / 2, counts, strict=True):
+                yield Measurement("score_density", float(count) / max(1, len(chosen)), f"{family}={middle:.2g}")
+
+    def calibration(self) -> Iterator[Measurement]:
+        """Greedy accuracy of M0 on validation questions while it was trained; the whole value is the last."""
+        curve = read_notes(self.task.bases["m0"])["curve"]
+        if not curve:
+            raise Undefined("no curve was measured: curve_points of the base 'm0' is 0")
+        for step, value in curve:
+            yield Measurement("calibration", value, f"step={step}")
+        yield Measurement("calibration", curve[-1][1])
+
+    def lm_eval_accuracy(self) -> Iterator[Measurement]:
+        """On lm-eval's task, without worked examples."""
+        folder = self.task.bases.get(self.base.removesuffix("_written"))
+        if folder is None or not self.arena.lm_eval_task:
+            raise Skip(
+                "lm-eval is asked for where the arena names its task, of contenders that name their model among their bases"
+            )
+        from workflows.revise.few_shot import few_shot_scores
+
+        model, tokenizer, _ = load_model(folder)
+        scores = few_shot_scores(
+            model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit, num_fewshot=0
+        )
+        yield Measurement("lm_eval_accuracy", float(np.mean(scores)), items=scores)
+
+    # -- what a reader may look at ------------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """How many questions there were, and what to say where nothing, or everything, was refined."""
+        found: dict[str, Any] = {"questions": len(self.problems)}
+        if self._greedy and self.tries > 1 and self._cells.note:
+            found["refines"] = self._cells.note
+        return found
+
+    def exhibits(self) -> list[Exhibit]:
+        """Transcripts of greedy trajectories."""
+        if self.tries == 1 or self.task.axis != "ablation":
+            return []
+        half = self.arena.n_transcripts // 2
+        refined = [pair for pair in self._greedy if len(pair[1].attempts) > 1][:half]
+        kept = [pair for pair in self._greedy if len(pair[1].attempts) == 1][: self.arena.n_transcripts - len(refined)]
+        return [self._transcript(problem, trajectory) for problem, trajectory in [*refined, *kept]]
+
+    def _transcript(self, problem: Problem, trajectory: Trajectory) -> Exhibit:
+        show = self.answer_task.text
+        fields = [("Question", show(problem.prompt)), ("Right answer", str(problem.answer))]
+        for number, attempt in enumerate(trajectory.attempts[: self.tries], start=1):
+            verdict = "right" if self._is_right(problem, attempt) else "wrong"
+            fields.append((f"Attempt {number}, {verdict}", show(attempt.ids)))
+            end, refine = attempt.standalone
+            decision = "refine" if attempt.refine else "done" if attempt.ended else "cut"
+            fields.append(("Decision", f"{decision}: M(E) {end:.3f}, M(R) {refine:.3f}"))
+        return Exhibit("refined" if len(trajectory.attempts) > 1 else "kept", fields)
+
+
+class FewShotMatch:
+    """A model as it was pretrained, with worked examples before the question, by lm-eval."""
+
+    def __init__(self, arena: Arena, task: Task) -> None:
+        if not arena.lm_eval_task:
+            raise Skip("few-shot prompting needs a pretrained model and lm_eval_task")
+        self.arena, self.task = arena, task
+        self.train_flops, self.target, self.own_flops = 0.0, None, float("nan")
+        self.notes: dict[str, Any] = {"lm_eval_task": arena.lm_eval_task}
+        self.data_hash = ""
+
+    def accuracy(self) -> Iterator[Measurement]:
+        """Of greedy answers."""
+        from workflows.revise.few_shot import few_shot_scores
+
+        model, tokenizer = load_pretrained(self.task.bases["pretrained"], self.task.hub)
+        scores = few_shot_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
+        yield Measurement("accuracy", float(np.mean(scores)), items=scores)
+
+    def exhibits(self) -> list[Exhibit]:
+        return []
+
+    def __getattr__(self, metric: str) -> Any:
+        if metric in Arena.METRICS:
+            raise Skip(f"{metric} is not measured by lm-eval")
+        raise AttributeError(metric)
+
+
+def _share(metric: str, right: Sequence[bool]) -> Measurement:
+    items = [float(each) for each in right]
+    return Measurement(metric, float(np.mean(items)), items=items)
+
+
+def _defined(value: float, of: str) -> float:
+    """The value, unless there was nothing to compare."""
+    if np.isnan(value):
+        raise Undefined(f"{of} are all right or all wrong")
+    return value
+
+
+@torch.no_grad()
+def preload() -> None:
+    """Import what matches need, and take transformers' first steps.
+
+    Methods by name: an import would make every match, those of baselines too, depend on their source.
+    """
+    for module in ("methods.revise.curriculum", "baselines.post_training.imitation", "baselines.post_training.dpo"):
+        importlib.import_module(module)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlamaForCausalLM(config)(torch.zeros(1, 2, dtype=torch.long))

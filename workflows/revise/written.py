@@ -1,0 +1,145 @@
+"""What a model writes to the test questions: trajectories, sampled once, which every rule reads its answers off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from baselines.sampling import Sampling, context_length
+from methods.revise.inference import TEST_SAMPLING
+from methods.revise.trajectories import Attempt, Belief, RefineMode, Trajectory, write_trajectories
+from rematch.arena import BaseInfo, BaseJob
+from rematch.errors import RematchError, unknown
+from rematch.options import made
+from rematch.records import write_text
+from workflows.revise.data import ID, problems_of, read_test, test_sets
+from workflows.revise.models import load_model, read_notes
+from workflows.revise.tasks import load_task
+from workflows.revise.training import STAGE_1
+
+META = "written.json"
+
+
+class Written(NamedTuple):
+    """Trajectories to a test set, and what they cost.
+
+    Attributes:
+        trajectories: of every question; the first is the greedy one. None for a prompt that the model cannot read.
+        statuses: why not, ``empty_prompt`` or ``too_long``; empty for the others.
+        flops: of the greedy trajectories and of one sampled one a question, each by the number of tries, of the whole set.
+    """
+
+    trajectories: list[list[Trajectory]]
+    statuses: list[str]
+    flops: tuple[list[float], list[float]]
+
+    def cost(self, n: int, tries: int) -> tuple[float, float]:
+        """Tokens and FLOPs a question, the mean, of n trajectories of as many tries at most."""
+        count = max(1, len(self.trajectories))
+        n_tokens = sum(each.n_tokens(tries) for found in self.trajectories for each in found[:n])
+        greedy, sampled = self.flops
+        return n_tokens / count, (sum(greedy[:tries]) + (n - 1) * sum(sampled[:tries])) / count
+
+
+@dataclass
+class Writer:
+    """Lets a model write to the test questions. Needs ``questions`` and one model.
+
+    Attributes:
+        n: trajectories a question, the first of them greedy; of the questions of the trained kind.
+        n_ood: of the others; none are written where 0.
+        tries: attempts of a trajectory at most.
+        refine_mode: see ``methods.revise.trajectories.write_trajectories``.
+        sampling: ``temperature``, ``top_p``, ``max_new_tokens`` of an attempt.
+        stage: 1 for the model after the first stage of ReVISE.
+        batch_size: trajectories at once.
+    """
+
+    n: int = 8
+    n_ood: int = 0
+    tries: int = 3
+    refine_mode: RefineMode = "refine"
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stage: int | None = None
+    batch_size: int = 256
+
+    def build(self, job: BaseJob) -> BaseInfo:
+        """Write a file for each test set."""
+        where = f"bases.{job.name}"
+        how: Sampling = made(Sampling, {**dataclasses.asdict(TEST_SAMPLING), **self.sampling}, f"{where}: sampling")
+        (source,) = (path for name, path in job.needs.items() if name != "questions")
+        if self.stage not in (None, 1):
+            raise RematchError(f"{where}: stage: {self.stage}; allowed: 1, the model after the first stage, or none")
+        model, tokenizer, tokens = load_model(source / STAGE_1 if self.stage else source)
+        task = load_task(job.needs["questions"], tokenizer)
+        meta: dict[str, Any] = {}
+        total, n_tokens, n_written = 0.0, 0, 0
+        for name in test_sets(job.needs["questions"]):
+            n = self.n if name == ID else self.n_ood
+            if not n:
+                continue
+            problems = problems_of(read_test(job.needs["questions"], name), task)
+            statuses = [_status(problem.prompt, model) for problem in problems]
+            asked = [i for i, status in enumerate(statuses) if not status]
+            found: list[list[Trajectory]] = [[] for _ in problems]
+            flops: list[list[float]] = []
+            # The numbers of one greedy round and of all sampled ones, as in ``methods.revise.inference.solve``.
+            for rule, numbers in ((replace(how, temperature=0.0), range(1)), (how, range(1, n))):
+                pairs = [(i, number) for i in asked for number in numbers]
+                written, spent = write_trajectories(
+                    model, [problems[i].prompt for i, _ in pairs], tokens, rule, self.tries, self.refine_mode,
+                    job.seed or 0, pairs, self.batch_size,
+                ) if pairs else ([], [0])  # fmt: skip
+                flops.append([each / max(1, len(numbers)) for each in spent])
+                total += sum(spent)
+                for (i, _), trajectory in zip(pairs, written, strict=True):
+                    found[i].append(trajectory)
+                    n_tokens += trajectory.n_tokens()
+                n_written += len(pairs)
+            meta[name] = {"flops": flops, "statuses": statuses}
+            _write(job.out / f"{name}.jsonl", found)
+        notes = {"n": self.n, "tries": self.tries, "sets": meta}
+        (job.out / META).write_text(json.dumps(notes), encoding="utf-8")
+        learned = read_notes(source)
+        return BaseInfo(
+            float(learned["train_flops"]), n_written, n_tokens,
+            notes={"sampling_flops": total, "post_flops": learned.get("post_flops", 0.0),
+                   "generations": learned.get("generations", 0), "n_questions": learned.get("n_questions")},
+        )  # fmt: skip
+
+
+def read_written(folder: Path, name: str) -> Written:
+    """The trajectories of a base to a test set.
+
+    Raises:
+        RematchError: it wrote none to that set.
+    """
+    sets = json.loads((folder / META).read_text(encoding="utf-8"))["sets"]
+    if name not in sets:
+        raise unknown("test set", name, sets, f"what {folder.parent.parent.name} has written to")
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [[Trajectory(tuple(map(_attempt, each))) for each in json.loads(line)] for line in lines]
+    greedy, sampled = sets[name]["flops"]
+    return Written(found, sets[name]["statuses"], (greedy, sampled))
+
+
+def _write(path: Path, found: Sequence[Sequence[Trajectory]]) -> None:
+    lines = [json.dumps([[dataclasses.astuple(a) for a in each.attempts] for each in some]) + "\n" for some in found]
+    write_text("".join(lines), path)
+
+
+def _attempt(values: Sequence[Any]) -> Attempt:
+    ids, ended, refine, log_prob, in_trajectory, standalone, n_tokens = values
+    return Attempt(tuple(ids), ended, refine, log_prob, Belief(*in_trajectory), Belief(*standalone), n_tokens)
+
+
+def _status(prompt: Sequence[int], model: Any) -> str:
+    """Why a prompt cannot be read; empty where it can."""
+    limit = context_length(model)
+    if not prompt:
+        return "empty_prompt"
+    return "too_long" if limit is not None and len(prompt) > limit else ""
