@@ -19,21 +19,18 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from baselines.post_training.batches import Ids
 from baselines.post_training.problems import Problem
 from rematch.errors import RematchError, unknown
 from workflows.revise.questions import Question
+from workflows.revise.words import ASK, BOS, DIGITS, SPECIAL, encode_words, numbered, word_tokenizer
 
-DIGITS, LABELS = tuple("0123456789"), tuple("abcdefghijkl")
-PAD, BOS, END, REFINE, ASK = "<pad>", "<bos>", "<end>", "<|refine|>", "?"
+LABELS = tuple("abcdefghijkl")
 PAIRS = tuple(f"{a}+{b}" for a, b in product(DIGITS, DIGITS))
-WORDS = (PAD, BOS, END, REFINE, ASK, *PAIRS, *DIGITS, *LABELS)
-"""The vocabulary: a token's id is its place."""
-
-IDS = {word: i for i, word in enumerate(WORDS)}
+WORDS = (*SPECIAL, *PAIRS, *DIGITS, *LABELS)
+IDS = numbered(WORDS)
 _LABEL_IDS = frozenset(IDS[word] for word in LABELS)
 _DIGIT_IDS = frozenset(IDS[word] for word in DIGITS)
 _PAIR_IDS = frozenset(IDS[word] for word in PAIRS)
@@ -126,6 +123,15 @@ class Addition:
             self._question(f"{split}/{part}/{i}", *next(sums[lengths[which]]), start)
             for i, (which, start) in enumerate(drawn.astype(int).tolist())
         ]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The test sets that there are."""
+        return tuple(split for split in SPLITS if split != "ood_long" or self.long)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A tokenizer of the words, which puts ``<bos>`` before a text."""
+        return word_tokenizer(IDS)
 
     def problem(self, question: Question) -> Problem:
         """A question in token ids.
@@ -246,29 +252,13 @@ def encode(text: str) -> Ids:
     Raises:
         RematchError: a word that is not in the vocabulary.
     """
-    words = text.split()
-    for word in words:
-        if word not in IDS:
-            raise RematchError(
-                f"'{text}': unknown word '{word}'; a sum is written in pairs of digits such as 3+6, digits, labels "
-                f"{LABELS[0]} to {LABELS[-1]} and {ASK}, with spaces between them"
-            )
-    return tuple(IDS[word] for word in words)
+    form = f"a sum is written in pairs of digits such as 3+6, digits, labels {LABELS[0]} to {LABELS[-1]} and {ASK}"
+    return encode_words(text, IDS, form)
 
 
 def decode(ids: Ids) -> str:
     """The words of token ids."""
     return " ".join(WORDS[i] for i in ids)
-
-
-def addition_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of these words, which puts ``<bos>`` before a text."""
-    inner = Tokenizer(models.WordLevel(IDS))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, IDS[BOS])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=PAD, bos_token=BOS, eos_token=END, additional_special_tokens=[REFINE]
-    )
 
 
 def _number(digits: np.ndarray) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,9 @@ from typing import Any
 from baselines.post_training.problems import Problem
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
-from rematch.options import made as options_into
-from workflows.revise.addition import SPLITS, Addition
 from workflows.revise.questions import Question, read_questions, write_questions
-from workflows.revise.tasks import AnswerTask, write_task
+from workflows.revise.tasks import GENERATED, TEXT, AnswerTask, generated, write_task
 
-GENERATED = "addition"
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 ID = "id"
 """The test questions of the kind that is trained on; the others' names are those of their shifts."""
@@ -28,14 +24,14 @@ class Questions:
     """Questions to train on, to choose settings on, and to be tested on.
 
     Attributes:
-        source: ``addition``, generated; or a data set: ``gsm8k``, ``math``, ``gsm240k``.
+        source: a generated task, ``tail_sums`` or ``addition``; or a data set, ``gsm8k``, ``math`` or ``gsm240k``.
         n_train, n_validation, n_test: how many; all that a data set has where None.
         n_ood: of each other test set.
         others: further data sets, whose test questions are a shift by the data set's name.
-        task: options of ``Addition``.
+        task: options of the generated task.
     """
 
-    source: str = GENERATED
+    source: str = "tail_sums"
     n_train: int | None = None
     n_validation: int | None = None
     n_test: int | None = None
@@ -51,17 +47,18 @@ class Questions:
         """
         seed, where = job.seed or 0, f"bases.{job.name}"
         notes: dict[str, Any] = {}
-        if self.source == GENERATED:
-            task = self._task(where)
-            train, validation = (
-                task.questions(_given(n, f"{where}: {key}"), ID, part, seed)
-                for key, n, part in (("n_train", self.n_train, "train"), ("n_validation", self.n_validation, "validation"))
-            )  # fmt: skip
+        if self.source in GENERATED:
+            if self.others:
+                raise RematchError(
+                    f"{where}: others: data sets, and the source is '{self.source}', which has its own shifts"
+                )
+            task = generated(self.source, self.task, f"{where}: task")
+            train = task.questions(_given(self.n_train, f"{where}: n_train"), ID, "train", seed)
+            validation = task.questions(_given(self.n_validation, f"{where}: n_validation"), ID, "validation", seed)
             tests = {ID: task.questions(_given(self.n_test, f"{where}: n_test"), ID, "test", seed)}
-            for split in SPLITS[1:]:
-                if split != "ood_long" or task.long:
-                    tests[split] = task.questions(_given(self.n_ood, f"{where}: n_ood"), split, "test", seed)
-            write_task(job.out, GENERATED, dataclasses.asdict(task))
+            for split in task.splits[1:]:
+                tests[split] = task.questions(_given(self.n_ood, f"{where}: n_ood"), split, "test", seed)
+            write_task(job.out, self.source, task)
         else:
             if self.task:
                 raise RematchError(
@@ -76,19 +73,12 @@ class Questions:
             for name in self.others:
                 other = hub_questions(name, job.hub, seed, 0, 0, self.n_ood)
                 tests[name], notes[name] = other.test, dict(other.n_left_out)
-            write_task(job.out, "text", {"answer": found.answer})
+            write_task(job.out, TEXT, {"answer": found.answer})
         write_questions(job.out / TRAIN, train)
         write_questions(job.out / VALIDATION, validation)
         for name, questions in tests.items():
             write_questions(test_path(job.out, name), questions)
         return BaseInfo(samples_seen=len(train), data_hash=hash_of(job.out, ID), notes=notes)
-
-    def _task(self, where: str) -> Addition:
-        if self.others:
-            raise RematchError(f"{where}: others: data sets, and the source is '{GENERATED}', which has its own shifts")
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in self.task.items()}
-        made: Addition = options_into(Addition, options, f"{where}: task")
-        return made
 
 
 def test_path(folder: Path, name: str) -> Path:

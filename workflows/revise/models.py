@@ -23,7 +23,6 @@ from rematch.errors import RematchError, unknown
 from rematch.hub import Hub
 from rematch.hub_models import check_model
 from rematch.options import made
-from workflows.revise.addition import addition_tokenizer
 from workflows.revise.data import TRAIN, VALIDATION, read_problems
 from workflows.revise.tasks import load_task
 
@@ -120,7 +119,12 @@ class FineTuned:
         for key in self.sizes:
             if key not in MODEL_SIZES:
                 raise unknown("key", key, MODEL_SIZES, f"{where}: sizes")
-        tokenizer = addition_tokenizer()
+        task = load_task(job.needs["questions"])
+        if not hasattr(task, "tokenizer"):
+            raise RematchError(
+                f"{where}: hub_id: a model from scratch is for generated questions; give a model of the hub"
+            )
+        tokenizer = task.tokenizer()
         sizes = dict(self.sizes)
         rope = {"rope_type": "default", "rope_theta": float(sizes.pop("rope_theta", 10000.0))}
         config = LlamaConfig(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from baselines.post_training.dpo import dpo, solution_pairs
-from baselines.post_training.imitation import right_examples, rft, sft_for_flops, star
+from baselines.post_training.imitation import rft, right_examples, sft_for_flops, star
 from baselines.post_training.problems import POOL_SAMPLING, Completion, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling

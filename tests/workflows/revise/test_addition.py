@@ -16,21 +16,19 @@ from methods.revise.inference import generate
 from methods.revise.tokens import find_tokens
 from rematch.errors import RematchError
 from workflows.revise.addition import (
-    END,
     IDS,
     LABELS,
-    REFINE,
     SPLITS,
     WORDS,
     Addition,
     Part,
     Split,
-    addition_tokenizer,
     decode,
     encode,
     longest_run,
 )
 from workflows.revise.questions import Question, read_questions, write_questions
+from workflows.revise.words import END, REFINE
 
 TASK = Addition()
 LABEL_FREE = Addition.label_free()
@@ -263,7 +261,7 @@ def test_questions_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_reads_as_the_task_does(tmp_path: Path) -> None:
-    tokenizer = addition_tokenizer()
+    tokenizer = TASK.tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for used in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert len(used) == 127
@@ -287,6 +285,6 @@ def test_a_llama_answers_questions_written_as_text() -> None:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     prompts = [question.question for question in TASK.questions(4, part="test")]
-    found = generate(model, addition_tokenizer(), prompts, str, n=2, progress=False)
+    found = generate(model, TASK.tokenizer(), prompts, str, n=2, progress=False)
     assert len(found.answers) == 4
     assert not {"empty_prompt", "too_long"} & set(found.statuses)
