@@ -337,9 +337,7 @@ class Match:
         """On lm-eval's task, without worked examples."""
         folder = self.task.bases.get(self.base.removesuffix("_written"))
         if folder is None or not self.arena.lm_eval_task:
-            raise Skip(
-                "lm-eval is asked for where the arena names its task, of contenders that name their model among their bases"
-            )
+            raise Undefined("the arena names no lm_eval_task, or the contender no model among its bases")
         from workflows.revise.few_shot import few_shot_scores
 
         model, tokenizer, _ = load_model(folder)
