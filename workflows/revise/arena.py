@@ -400,9 +400,13 @@ class FewShotMatch:
         return []
 
     def __getattr__(self, metric: str) -> Any:
-        if metric in Arena.METRICS:
-            raise Skip(f"{metric} is not measured by lm-eval")
-        raise AttributeError(metric)
+        if metric not in Arena.METRICS:
+            raise AttributeError(metric)
+
+        def undefined() -> list[Measurement]:
+            raise Undefined(f"lm-eval gives no {metric}")
+
+        return undefined
 
 
 def _share(metric: str, right: Sequence[bool]) -> Measurement:

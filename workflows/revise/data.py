@@ -77,16 +77,16 @@ class Questions:
         write_questions(job.out / TRAIN, train)
         write_questions(job.out / VALIDATION, validation)
         for name, questions in tests.items():
-            write_questions(test_path(job.out, name), questions)
+            write_questions(set_path(job.out, name), questions)
         return BaseInfo(samples_seen=len(train), data_hash=hash_of(job.out, ID), notes=notes)
 
 
-def test_path(folder: Path, name: str) -> Path:
+def set_path(folder: Path, name: str) -> Path:
     """The file of a test set, in the folder of the base ``questions``."""
     return folder / "test" / f"{name}.jsonl"
 
 
-def test_sets(folder: Path) -> list[str]:
+def sets_of(folder: Path) -> list[str]:
     """The names of the test sets, the one of the kind that is trained on first."""
     return sorted((path.stem for path in (folder / "test").glob("*.jsonl")), key=lambda name: (name != ID, name))
 
@@ -97,9 +97,9 @@ def read_test(folder: Path, name: str) -> list[Question]:
     Raises:
         RematchError: there is no such set.
     """
-    if name not in test_sets(folder):
-        raise unknown("test set", name, test_sets(folder), "revise")
-    return read_questions(test_path(folder, name))
+    if name not in sets_of(folder):
+        raise unknown("test set", name, sets_of(folder), "revise")
+    return read_questions(set_path(folder, name))
 
 
 def read_problems(path: Path, task: AnswerTask, n: int | None = None, where: str = "") -> list[Problem]:
@@ -122,7 +122,7 @@ def problems_of(
 
 def hash_of(folder: Path, name: str) -> str:
     """Hash of a test set."""
-    return hashlib.sha256(test_path(folder, name).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(set_path(folder, name).read_bytes()).hexdigest()[:16]
 
 
 def _given(n: int | None, where: str) -> int:

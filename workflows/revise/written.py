@@ -16,7 +16,7 @@ from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.options import made
 from rematch.records import write_text
-from workflows.revise.data import ID, problems_of, read_test, test_sets
+from workflows.revise.data import ID, problems_of, read_test, sets_of
 from workflows.revise.models import load_model, read_notes
 from workflows.revise.tasks import load_task
 from workflows.revise.training import STAGE_1
@@ -78,7 +78,7 @@ class Writer:
         task = load_task(job.needs["questions"], tokenizer)
         meta: dict[str, Any] = {}
         total, n_tokens, n_written = 0.0, 0, 0
-        for name in test_sets(job.needs["questions"]):
+        for name in sets_of(job.needs["questions"]):
             n = self.n if name == ID else self.n_ood
             if not n:
                 continue

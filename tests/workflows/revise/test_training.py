@@ -1,0 +1,201 @@
+"""The bases of post-training: each starts from M0, counts what it costs, and is refused what cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.post_training.checkpoints import weights_digest
+from rematch.arena import BaseJob
+from rematch.errors import RematchError
+from workflows.revise import training as module
+from workflows.revise.models import FineTuned, load_model, read_notes
+from workflows.revise.training import RFT, Continued, Revise, Samples, Star, read_pool
+
+TRAINED = ("rft", "star", "dpo", "verifier", "revise", "sft_continued")
+
+
+def digest(folder: Path) -> str:
+    return weights_digest(load_model(folder)[0])
+
+
+@pytest.fixture(scope="module")
+def needs(room: Any) -> dict[str, Path]:
+    return {name: room.build(name)[0] for name in ("m0", "questions", "samples")}
+
+
+def test_m0_keeps_its_curve_and_its_last_weights(room: Any) -> None:
+    folder, info = room.build("m0")
+    notes = read_notes(folder)
+    assert [step for step, _ in notes["curve"]] == [30, 60]
+    assert all(0 <= accuracy <= 1 for _, accuracy in notes["curve"])
+    assert info.train_flops == notes["train_flops"] > 0
+    model, tokenizer, tokens = load_model(folder)
+    assert not model.training
+    assert tokenizer.decode([tokens.end, tokens.refine]) == "<end> <|refine|>"
+    assert not list(folder.glob("checkpoint*"))
+    assert digest(room.build_anew("m0", None, 0)[0]) == digest(folder) != digest(room.build_anew("m0", None, 1)[0])
+
+
+def test_measuring_the_curve_changes_nothing(room: Any, job: Callable[..., BaseJob]) -> None:
+    options = room.card.options("bases", "m0", "smoke") | room.base_options["m0"] | {"curve_points": 0}
+    made = job({"questions": room.build("questions")[0]})
+    FineTuned(**options).build(made)
+    assert read_notes(made.out)["curve"] == []
+    assert digest(made.out) == digest(room.build("m0")[0])
+
+
+def test_the_pool_is_of_m0_and_comes_back(room: Any) -> None:
+    folder, info = room.build("samples")
+    pool, k, n_questions = read_pool(folder)
+    assert (k, n_questions) == (3, 64)
+    assert pool.weights == digest(room.build("m0")[0])
+    assert len(pool.completions) + pool.n_unfinished + pool.n_empty == info.samples_seen == 3 * 64
+    assert info.train_flops == pool.flops
+    assert 0 < info.notes["right"] < 1
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_training_starts_from_m0_and_adds_up(room: Any, name: str) -> None:
+    folder, info = room.build(name)
+    notes, start = read_notes(folder), room.build("m0")
+    assert info.train_flops == pytest.approx(notes["post_flops"] + start[1].train_flops)
+    assert notes["m0_flops"] == start[1].train_flops
+    assert digest(folder) != digest(start[0])
+    assert digest(folder) == digest(room.build_anew(name, None, 0)[0])
+
+
+def test_sampling_is_part_of_the_cost(room: Any) -> None:
+    pool = read_pool(room.build("samples")[0])[0]
+    for name in ("rft", "dpo", "verifier", "revise"):
+        assert read_notes(room.build(name)[0])["post_flops"] > pool.flops
+    assert read_notes(room.build("rft")[0])["generations"] == 3 * 64
+    assert read_notes(room.build("revise")[0])["generations"] == 2 * 3 * 64
+    assert read_notes(room.build("sft_continued")[0])["generations"] == 0
+
+
+def test_stages_follow_each_other(room: Any) -> None:
+    """Stage 2 starts from M1, on samples of M1; the reference is the stage's start."""
+    folder, _ = room.build("revise")
+    first, second = read_notes(folder)["stages"]
+    assert first["start"] == first["samples"] == digest(room.build("m0")[0])
+    assert second["start"] == second["samples"] == first["end"] == digest(folder / "stage1")
+    assert second["end"] == digest(folder)
+    assert first["reference"] == [first["start"]] * 2
+    assert second["reference"] == [second["start"]] * 2
+    assert read_notes(folder)["post_flops"] == first["flops"] + second["flops"]
+
+
+def test_a_cycle_goes_on_from_revise(room: Any) -> None:
+    folder, _ = room.build("revise_cycle")
+    before = room.build("revise")[0]
+    (stage,) = read_notes(folder)["stages"]
+    assert (stage["name"], stage["start"]) == ("correct", digest(before))
+    assert stage["samples"] == stage["start"]
+    assert read_notes(folder)["post_flops"] == read_notes(before)["post_flops"] + stage["flops"]
+    assert read_notes(folder)["generations"] == 3 * 3 * 64
+
+
+@pytest.mark.parametrize("name", ["sft_continued", "rft_continued"])
+def test_going_on_costs_what_revise_did(room: Any, name: str) -> None:
+    spent = read_notes(room.build(name)[0])["post_flops"]
+    assert spent == pytest.approx(read_notes(room.build("revise")[0])["post_flops"], rel=0.02)
+
+
+def test_star_strips_hints_and_starts_anew(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    real = module.star
+
+    def spy(model: Any, problems: Any, hint: Any, *rest: Any, **more: Any) -> Any:
+        seen.append((problems, hint))
+        return real(model, problems, hint, *rest, **more)
+
+    monkeypatch.setattr(module, "star", spy)
+    folder, _ = room.build_anew("star", None, 0)
+    problems, hint = seen[0]
+    assert len(hint(problems[0])) == len(problems[0].prompt) + len(problems[0].solution)
+    assert len(read_notes(folder)["n_right"]) == 2
+
+
+def test_fewer_questions_are_the_first(needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
+    made = job({name: needs[name] for name in ("m0", "questions")}, "samples_fewer")
+    Samples(k=3, n_questions=20, sampling={"max_new_tokens": 6}).build(made)
+    fewer, _, n_questions = read_pool(made.out)
+    whole, _, _ = read_pool(needs["samples"])
+    assert n_questions == 20
+    assert fewer.completions == [each for each in whole.completions if each.question < 20]
+    trained = job({"m0": needs["m0"], "questions": needs["questions"], "samples_fewer": made.out})
+    RFT(n_questions=20, recipe={"steps": 1}).build(trained)
+    assert read_notes(trained.out)["n_questions"] == 20
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (RFT(recipe={"stesp": 1}), r"bases\.some: recipe: unknown key 'stesp'; allowed: .*Did you mean 'steps'"),
+        (RFT(n_questions=65), r"bases\.some: n_questions: 65; allowed: 1 to 64"),
+        (RFT(n_questions=20), r"bases\.some: n_questions: 20; the base 'samples' is of 64 questions"),
+        (Revise(k=2), r"bases\.some: k: 2; the base 'samples' has 3 completions a question"),
+        (Revise(k=3, weights={"sfft": 1.0}), r"bases\.some: weights: unknown key 'sfft'"),
+        (Revise(k=3, sampling={"temp": 1.0}), r"bases\.some: sampling: unknown key 'temp'"),
+        (Star(sampling={"top_k": 1}), r"bases\.some: sampling: unknown key 'top_k'"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_base_and_the_key(
+    needs: dict[str, Path], job: Callable[..., BaseJob], base: Any, message: str
+) -> None:
+    with pytest.raises(RematchError, match=message):
+        base.build(job(needs))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": {"hidden": 3}}, r"bases\.some: sizes: unknown key 'hidden'; allowed: hidden_size"),
+        ({"recipe": {"lr": 3}}, r"bases\.some: recipe: unknown key 'lr'"),
+    ],
+)
+def test_mistakes_of_m0(needs: dict[str, Path], job: Callable[..., BaseJob], options: Any, message: str) -> None:
+    with pytest.raises(RematchError, match=message):
+        FineTuned(**options).build(job({"questions": needs["questions"]}))
+
+
+def test_a_killed_curriculum_goes_on_bit_for_bit(
+    room: Any, needs: dict[str, Path], job: Callable[..., BaseJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"k": 3, "sampling": {"max_new_tokens": 6}, "recipe": {"learning_rate": 0.002, "batch_size": 16, "steps": 4, "checkpoint_every": 1}}  # fmt: skip
+    whole, killed = job(needs), job(needs)
+    Revise(**options).build(whole)  # type: ignore[arg-type]
+
+    class Killed(Exception):
+        pass
+
+    def kill(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_model", kill)
+        with pytest.raises(Killed):
+            Revise(**options).build(killed)  # type: ignore[arg-type]
+    assert list(killed.out.glob("checkpoint/*"))
+    Revise(**options).build(killed)  # type: ignore[arg-type]
+    assert digest(whole.out) == digest(killed.out)
+    assert json.loads((whole.out / "training.json").read_text()) == json.loads((killed.out / "training.json").read_text())
+
+
+def test_continued_learns_from_right_samples_too(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
+    revise = room.build("revise")[0]
+    recipe = {"learning_rate": 0.002, "batch_size": 4}
+    alone, both = job(needs | {"revise": revise}), job(needs | {"revise": revise})
+    Continued(recipe=recipe, share=0.8).build(alone)
+    Continued(recipe=recipe, share=0.8, own_samples=True).build(both)
+    assert digest(alone.out) != digest(both.out)
+    target = 0.8 * read_notes(revise)["post_flops"]
+    for made in (alone, both):
+        assert read_notes(made.out)["post_flops"] == pytest.approx(target, rel=0.02)
+    assert torch.get_num_threads() == 1
