@@ -32,7 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "star": {"k": 2, "loops": 2, "sampling": FEW, "recipe": RECIPE},
     "dpo": {"recipe": RECIPE, "per_question": 1},
     "verifier": {"recipe": RECIPE, "per_question": 1},
-} | {name: WRITER for name in ("m0_written", "revise_written", "rft_written")}  # fmt: skip
+} | dict.fromkeys(("m0_written", "revise_written", "rft_written"), WRITER)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

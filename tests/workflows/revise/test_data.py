@@ -27,9 +27,7 @@ SIZES = {"n_train": 8, "n_validation": 4, "n_test": 6, "n_ood": 5}
         ({"source": "addition"}, Addition(), ["id", "ood_carry", "ood_long"]),
     ],
 )  # fmt: skip
-def test_questions_come_back(
-    job: Callable[..., BaseJob], options: dict[str, Any], task: Any, sets: list[str]
-) -> None:
+def test_questions_come_back(job: Callable[..., BaseJob], options: dict[str, Any], task: Any, sets: list[str]) -> None:
     made = job(seed=3)
     info = Questions(**SIZES, **options).build(made)
     assert load_task(made.out) == task

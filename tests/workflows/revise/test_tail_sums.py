@@ -70,7 +70,14 @@ def test_easy_digits_come_as_often_as_said() -> None:
 
 @pytest.mark.parametrize(
     ("solution", "status"),
-    [("2 1 0", "ok"), ("", "empty"), ("2 1", "too_short"), ("2 1 0 0", "too_long"), ("2 ? 0", "garbled"), ("0 0 0", "ok")],
+    [
+        ("2 1 0", "ok"),
+        ("", "empty"),
+        ("2 1", "too_short"),
+        ("2 1 0 0", "too_long"),
+        ("2 ? 0", "garbled"),
+        ("0 0 0", "ok"),
+    ],
 )
 def test_what_can_be_read_off_a_solution(solution: str, status: str) -> None:
     problem = SMALL.problem(Question("x", "1 1 3 ?", "2 1 0"))

@@ -185,10 +185,14 @@ def test_a_killed_curriculum_goes_on_bit_for_bit(
     assert list(killed.out.glob("checkpoint/*"))
     Revise(**options).build(killed)  # type: ignore[arg-type]
     assert digest(whole.out) == digest(killed.out)
-    assert json.loads((whole.out / "training.json").read_text()) == json.loads((killed.out / "training.json").read_text())
+    assert json.loads((whole.out / "training.json").read_text()) == json.loads(
+        (killed.out / "training.json").read_text()
+    )
 
 
-def test_continued_learns_from_right_samples_too(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
+def test_continued_learns_from_right_samples_too(
+    room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]
+) -> None:
     revise = room.build("revise")[0]
     recipe = {"learning_rate": 0.002, "batch_size": 4}
     alone, both = job(needs | {"revise": revise}), job(needs | {"revise": revise})

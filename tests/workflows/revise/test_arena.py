@@ -1,0 +1,251 @@
+"""ReVISE's arena on the small room: scores, costs, what becomes of first attempts, and what is said where nothing can be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from methods.revise.trajectories import Attempt, Belief, Trajectory
+from rematch.arena import Undefined
+from rematch.errors import RematchError
+from rematch.play import Skip
+from workflows.revise import written as writing
+from workflows.revise.arena import Arena, Match
+from workflows.revise.contenders import FewShot, Oracle, Revise, Solver
+from workflows.revise.data import problems_of, read_test
+from workflows.revise.tasks import load_task
+from workflows.revise.written import META
+
+Play = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def scripted(room: Any, tmp_path: Path) -> Callable[..., Match]:
+    """A match on trajectories that a test writes: for every question a list of lists of (right, refine, end, refine belief)."""
+    questions = room.build("questions")[0]
+    problems = problems_of(read_test(questions, "id"), load_task(questions))
+
+    def made(script: list[list[list[tuple[bool, bool, float, float]]]], contender: Any = None, **task: Any) -> Match:
+        folder = tmp_path / "written" / "any" / "0"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        found = []
+        for problem, trajectories in zip(problems, script, strict=False):
+            wrong = tuple(problem.prompt[1:2]) * len(problem.solution)
+            wrong = wrong if wrong != problem.solution else (*wrong[:-1], wrong[-1] + 1)
+            found.append([
+                Trajectory(tuple(
+                    Attempt(problem.solution if right else wrong, True, refine, -1.0, Belief(end, no), Belief(end, no), 5)
+                    for right, refine, end, no in attempts
+                ))
+                for attempts in trajectories
+            ])  # fmt: skip
+        writing._write(folder / "id.jsonl", found)
+        sets = {"id": {"flops": [[100.0, 50.0, 0.0], [80.0, 40.0, 0.0]], "statuses": [""] * len(found)}}
+        (folder / META).write_text(json.dumps({"n": 3, "tries": 3, "sets": sets}))
+        base = room.task("ablation", "revise", 1)
+        bases = {"revise_written": folder, "questions": questions, "m0": base.bases["m0"]}
+        given = dataclasses.replace(base, contender=contender or Revise(), bases=bases, **task)
+        match = Match(Arena(n_votes=3), given)
+        match.problems = problems[: len(script)]
+        return match
+
+    return made
+
+
+DONE, WRONG_DONE = (True, False, 0.9, 0.1), (False, False, 0.6, 0.4)
+RIGHT_ASKS, WRONG_ASKS = (True, True, 0.4, 0.6), (False, True, 0.1, 0.9)
+SCRIPT = [
+    [[DONE]],
+    [[WRONG_ASKS, DONE]],
+    [[WRONG_ASKS, WRONG_DONE]],
+    [[RIGHT_ASKS, WRONG_DONE]],
+    [[RIGHT_ASKS, DONE]],
+    [[WRONG_DONE]],
+]
+
+
+def values(match: Match, metric: str) -> dict[str, float]:
+    return {m.slice: m.value for m in getattr(match, metric)()}
+
+
+def test_what_became_of_first_attempts(scripted: Callable[..., Match]) -> None:
+    match = scripted(SCRIPT)
+    sixth = pytest.approx(1 / 6)
+    assert values(match, "fate") == {
+        "fate=right_to_right": sixth, "fate=right_to_wrong": sixth, "fate=wrong_to_right": sixth,
+        "fate=wrong_to_wrong": sixth, "fate=kept_right": sixth, "fate=kept_wrong": sixth,
+    }  # fmt: skip
+    accuracy, first = values(match, "accuracy")[""], values(match, "first_accuracy")[""]
+    assert (accuracy, first) == (pytest.approx(3 / 6), pytest.approx(3 / 6))
+    assert values(match, "refine_rate")[""] == pytest.approx(4 / 6)
+    # acc(ReVISE) = acc(First) - P(R and first right) + P(R and second right)
+    assert accuracy == pytest.approx(first - 2 / 6 + 2 / 6)
+
+
+def test_cut_at_the_first_attempt(scripted: Callable[..., Match]) -> None:
+    match = scripted(SCRIPT, Revise(tries=1))
+    assert values(match, "accuracy") == values(match, "first_accuracy")
+    assert values(match, "refine_rate")[""] == 0
+    assert match.written.cost(1, 1) == (5.0, pytest.approx(100 / 6))
+    assert scripted(SCRIPT).written.cost(1, 2)[0] == pytest.approx((6 * 5 + 4 * 5) / 6)
+
+
+def test_votes_on_the_same_trajectories(scripted: Callable[..., Match]) -> None:
+    sure, unsure = (True, False, 0.9, 0.1), (False, False, 0.3, 0.7)
+    script = [[[unsure], [unsure], [sure]], [[sure], [unsure], [unsure]]]
+    found = {
+        name: scripted(script, contender, axis="test_time_compute", level=3).right(3)
+        for name, contender in (
+            ("weighted", Revise()),
+            ("plain", Solver()),
+            ("oracle", Oracle()),
+            ("likelihood", Revise(vote="answer_likelihood")),
+        )
+    }
+    assert found == {
+        "weighted": [True, True], "plain": [False, False], "oracle": [True, True], "likelihood": [False, False],
+    }  # fmt: skip
+    first = scripted(script, Solver(), axis="test_time_compute", level=1)
+    assert first.right(1) == scripted(script, Revise(), axis="test_time_compute", level=1).right(1) == [False, True]
+
+
+def test_verification_is_by_the_difference_of_beliefs(scripted: Callable[..., Match]) -> None:
+    match = scripted(SCRIPT)
+    # right: 0.8, -0.2, -0.2; wrong: -0.8, -0.8, 0.2
+    won = 3 + 2 * 2 + 2 * 0
+    assert values(match, "auroc")[""] == pytest.approx(won / 9)
+    density = values(match, "score_density")
+    assert sum(value for name, value in density.items() if name.startswith("right=")) == pytest.approx(1)
+    assert density["right=0.7"] + density["right=0.9"] == pytest.approx(1 / 3)
+    with pytest.raises(Undefined, match="all right or all wrong"):
+        values(scripted([[[DONE]], [[DONE]]]), "auroc")
+    with pytest.raises(Undefined, match="any one question"):
+        values(match, "auroc_within")
+
+
+def test_equal_tokens(scripted: Callable[..., Match]) -> None:
+    """ReVISE writes two attempts of 5 tokens to each of three samples; who writes one gets as many as come nearest."""
+    script = [[[WRONG_ASKS, WRONG_DONE], [WRONG_ASKS, DONE], [WRONG_ASKS, DONE]]] * 4
+    single = scripted(script, Solver(), axis="test_time_compute", level=1)
+    assert single.written.cost(2, 1)[0] == single.written.cost(1, 2)[0] == 10
+    (found,) = single.equal_tokens_accuracy()
+    assert found.items == [float(each) for each in single.right(2)]
+
+
+def test_nothing_is_dropped_silently(scripted: Callable[..., Match], room: Any) -> None:
+    match = scripted(SCRIPT)
+    match.written.trajectories[5] = []
+    match.written.statuses[5] = "too_long"
+    cut = dataclasses.replace(match.written.trajectories[0][0].attempts[0], ended=False, ids=(7,))
+    match.written.trajectories[0][0] = Trajectory((cut,))
+    empty = dataclasses.replace(match.written.trajectories[4][0].attempts[1], ids=())
+    match.written.trajectories[4][0] = Trajectory((match.written.trajectories[4][0].attempts[0], empty))
+    found = values(match, "unanswered")
+    assert found[""] == pytest.approx(3 / 6)
+    assert {name for name in found if name} == {"reason=too_long", "reason=cut", "reason=empty"}
+    assert values(match, "accuracy")[""] == pytest.approx(1 / 6)
+    assert len(next(iter(match.accuracy())).items or ()) == 6
+
+
+def test_transcripts_say_what_happened(scripted: Callable[..., Match]) -> None:
+    match = scripted(SCRIPT)
+    match.arena.n_transcripts = 3
+    shown = match.exhibits()
+    assert [each.title.partition(" ")[0] for each in shown] == ["refined", "kept", "kept"]
+    fields = dict(shown[0].fields)
+    assert fields["Question"].startswith("<bos> ")
+    assert fields["Decision"].startswith("done")
+    assert [name for name, _ in shown[0].fields] == [
+        "Question", "Right answer", "Attempt 1, wrong", "Decision", "Attempt 2, right", "Decision",
+    ]  # fmt: skip
+    assert shown[0].fields[3][1] == "refine: M(E) 0.100, M(R) 0.900"
+    assert scripted(SCRIPT, Revise(tries=1)).exhibits() == []
+
+
+def test_all_that_plays_at_smoke_is_measured(play: Play, room: Any) -> None:
+    found = play("test_time_compute", "revise", 2)
+    assert {name for name in found if " " not in name} >= {"vote_accuracy", "equal_tokens_accuracy", "tokens", "flops"}
+    assert found["outcome"].flops == found["flops"] > 0
+    assert found["vote_accuracy"] == found["equal_tokens_accuracy"]
+    one, two = play("test_time_compute", "sft", 1), play("test_time_compute", "sft", 2)
+    assert two["tokens"] > one["tokens"]
+    assert play("ood", "revise", "ood_dense")["outcome"].data_hash != found["outcome"].data_hash
+
+
+def test_plain_votes_need_three(play: Play) -> None:
+    assert play("test_time_compute", "sft", 2)["vote_accuracy"] == play("test_time_compute", "sft", 1)["vote_accuracy"]
+
+
+def test_equal_flops_are_equal(play: Play) -> None:
+    target = play("flops_matched", "revise", 1.0)
+    other = play("flops_matched", "sft_continued", 1.0)
+    assert target["outcome"].flops_target is None
+    assert other["outcome"].flops_target == target["post_flops"]
+    assert other["outcome"].flops == pytest.approx(other["outcome"].flops_target, rel=0.02)
+
+
+def test_the_level_picks_what_was_learned_from(play: Play) -> None:
+    fewer = play("data_efficiency", "rft", 32)
+    assert fewer["generations"] == 64
+    with pytest.raises(RematchError, match="rft: nothing learned from 33 questions; there are: 32, 64"):
+        play("data_efficiency", "rft", 33)
+    assert play("data_efficiency", "rft", 64)["generations"] == 3 * 64
+    assert play("data_efficiency", "sft", 33)["post_flops"] == 0
+
+
+def test_more_trajectories_than_there_are(play: Play) -> None:
+    with pytest.raises(RematchError, match=r"test_time_compute: 9 trajectories .* the base 'm0_written' has 3"):
+        play("test_time_compute", "sft", 9)
+
+
+def test_the_verifier_scores_revises_first_attempts(play: Play) -> None:
+    metrics = ("accuracy", "score_density")
+    mine, its = play("ablation", "revise_first", 1, *metrics), play("ablation", "verifier", 1, *metrics)
+    assert mine["accuracy"] == its["accuracy"]
+    assert mine != its
+
+
+def test_the_calibration_is_m0s(play: Play, room: Any) -> None:
+    found = play("ablation", "sft", 1, "calibration")
+    assert set(found) - {"outcome"} == {"calibration step=30", "calibration step=60", "calibration"}
+    assert found["calibration"] == found["calibration step=60"]
+
+
+def test_shuffled_votes_are_the_same_every_time(play: Play) -> None:
+    found = [play("test_time_compute", "revise_shuffled_votes", 3)["vote_accuracy"] for _ in range(2)]
+    assert found[0] == found[1]
+
+
+def test_few_shot_needs_a_pretrained_model(room: Any) -> None:
+    task = dataclasses.replace(room.task("ablation", "sft", 1), contender=FewShot())
+    with pytest.raises(Skip, match="pretrained model"):
+        Arena().play(task)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vote": "most"}, "unknown vote 'most'; allowed: weighted, plain"),
+        ({"conf_context": "alone"}, "unknown conf_context 'alone'"),
+        ({"tries": 0}, "tries must be at least 1"),
+    ],
+)
+def test_bad_rules(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RematchError, match=message):
+        Solver(**options)
+
+
+def test_nothing_measured_is_not_a_number(play: Play) -> None:
+    for found in (play("ablation", "sft", 1), play("ablation", "revise", 1)):
+        assert all(math.isfinite(value) for name, value in found.items() if name != "outcome")
+        assert "lm_eval_accuracy" in found["outcome"].undefined
+    assert np.isfinite(found["outcome"].train_flops)
