@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from rematch.arena import Task
 from rematch.cards import Card
-from rematch.cli.scaffold import scaffold
 from rematch.play import Skip
 from workflows.mac.players import Asking, ReaderPlayer, player_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from rooms import ROOT, Room
+from rooms import Room
+from scaffolds import load_baseline, run_own_tests, scaffolded
 
 pytestmark = pytest.mark.slow
 
@@ -30,29 +25,12 @@ NAME = "last_words"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a scaffold needs, with one in it."""
-    folder = tmp_path_factory.mktemp("repo")
-    for name in ("workflows/mac", "methods", "baselines"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    said = "\n".join(scaffold(folder, "baseline", NAME, "mac"))
-    path = folder / "workflows" / "mac" / "card.yaml"
-    card = yaml.safe_load(path.read_text(encoding="utf-8"))
-    card["contenders"] |= yaml.safe_load(said.split("card.yaml:\n\n")[1].split("\n\n2.")[0])
-    for axis in ("data_efficiency", "memory_time"):
-        card["axes"][axis]["contenders"].append(NAME)
-    path.write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
-    return folder
+    return scaffolded(tmp_path_factory.mktemp("repo"), "mac", NAME, ["data_efficiency", "memory_time"])
 
 
 @pytest.fixture(scope="module")
 def contender(root: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(NAME, root / "baselines" / f"{NAME}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    return module.LastWords
+    return load_baseline(root, NAME).LastWords
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +53,7 @@ def test_the_entry_is_a_cards(room: Room) -> None:
 
 
 def test_it_passes_its_own_tests(root: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/baselines/test_{NAME}.py"]
-    paths = os.pathsep.join([str(root), str(ROOT)])
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | {"PYTHONPATH": paths}, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "3 passed" in run_own_tests(root, NAME)
 
 
 def test_it_plays(room: Room, contender: Any) -> None:
