@@ -127,6 +127,32 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """Something to read beside the numbers: a transcript, as named pieces of plain text in the order of reading.
+
+    It is kept and shown as it is, never interpreted as markup. Bring a handful a seed, chosen by a rule that does not look
+    at the scores (the first items), and the same items for every contender. The page shows those of the first seed.
+
+    Attributes:
+        title: what is read, for a reader who sees several below each other: ``"Question 3, 12 + 7 * 2"``.
+        fields: (name, text) of every piece: ``("First attempt", "...")``.
+
+    Raises:
+        TypeError: something is not text, or a field is not a pair.
+    """
+
+    title: str
+    fields: Sequence[tuple[str, str]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str):
+            raise TypeError(f"Exhibit: the title must be text, not {self.title!r}")
+        for entry in self.fields:
+            if not isinstance(entry, tuple) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
+                raise TypeError(f"Exhibit '{self.title}': a field must be a pair (name, text) of texts, not {entry!r}")
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a match brought.
 
@@ -135,6 +161,7 @@ class Outcome:
         flops_target: the FLOPs that the budget allowed, or None where the axis sets none.
         train_flops: FLOPs spent on training what was played, bases included.
         data_hash: hash of the data that the match was scored on.
+        exhibits: what a person may read of the match; kept beside its records, and no number is computed from it.
         undefined: metrics of the axis that have no value in this match, each with the reason (a ratio to nothing); the others
             count all the same.
     """
@@ -148,3 +175,4 @@ class Outcome:
     data_hash: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
+    exhibits: Sequence[Exhibit] = ()
