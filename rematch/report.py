@@ -111,6 +111,7 @@ def render_paper(results: PaperResults, out: Path) -> list[Path]:
         costs=[*costs, *([jobs] if jobs else [])],
         trouble=trouble_table(card, cells),
         exhibits=contender_exhibits(results, cells),
+        exhibits_shown=EXHIBITS_SHOWN,
         matches=match_groups(results, cells),
         unplayed=_unplayed(card, results.tier),
         runs=results.provenance,
