@@ -252,9 +252,7 @@ def contender_exhibits(results: PaperResults, cells: Cells) -> list[ContenderExh
             _cell_exhibits(spec, anchor(axis, name, level), level, seeds, cells[key])
             for axis, spec in axes.items()
             for level in spec.levels
-            if name in spec.contenders
-            and (key := (axis, name, level_text(level))) in cells
-            and (seeds := by_cell.get(key))
+            if (key := (axis, name, level_text(level))) in cells and (seeds := by_cell.get(key))
         ]
         places = sorted((place, cell) for cell, c in enumerate(whole) for place in range(len(c.exhibits)))
         kept = Counter(cell for _, cell in places[:EXHIBITS_SHOWN])
