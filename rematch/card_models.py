@@ -212,6 +212,8 @@ class CardFile(Strict):
     claims: dict[str, Claim]
     plots: list[Plot] = []
     tables: list[Table] = []
+    exhibits_title: str = "Examples"
+    """The heading over what matches brought to read, where they brought any."""
     deviations: list[str] = []
     caveats: list[Caveat] = []
     tiers: dict[TierName, PaperAtTier]

@@ -21,16 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from rematch.arena import BaseInfo, BaseJob, Measurement, Outcome, Task
 from rematch.card_models import AxisSpec, Metric
 from rematch.cards import level_text
 from rematch.errors import RematchError
 from rematch.hub import Hub
 from rematch.plan import BaseRun, MatchRun, Plan
-from rematch.records import items_path, read_arrow, write_arrow, write_table, write_text
+from rematch.records import Played, to_table, write_text
 from rematch.schema import COLUMNS, ITEM_COLUMNS, SCHEMA_VERSION
 from rematch.supervise import supervise
 
@@ -146,11 +143,9 @@ def play_match(plan: Plan, match: MatchRun, run: str) -> None:
         if end.kind != "ok":
             status = "timeout" if end.kind == "timeout" else "failed"
             row = _status_row(_common(plan, match, seed, run), status, end.detail)
-            write_part(part, [row | {"seconds": end.wall_s, "cpu_seconds": end.cpu_s}], [])
-        finished[seed] = (read_arrow(part), read_arrow(items_path(part)))
-    out = plan.results / match.path
-    write_arrow(pa.concat_tables([finished[seed][1] for seed in match.seeds]), items_path(out))
-    write_arrow(pa.concat_tables([finished[seed][0] for seed in match.seeds]), out)
+            write_part(part, [row | {"seconds": end.wall_s, "cpu_seconds": end.cpu_s}], [], [])
+        finished[seed] = Played.read(part)
+    Played.concat([finished[seed] for seed in match.seeds]).write(plan.results / match.path)
     shutil.rmtree(scratch, ignore_errors=True)
     _write_job(plan, match.name, "match", run, started, cpu)
 
@@ -175,19 +170,21 @@ def load(use: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def write_part(part: Path, rows: list[Row], items: list[Row]) -> None:
-    """Write the records of one seed, its items first: a part that is there is whole."""
-    write_table(items, ITEM_COLUMNS, items_path(part))
-    write_table(rows, COLUMNS, part)
+def write_part(part: Path, rows: list[Row], items: list[Row], exhibits: list[Row]) -> None:
+    """Write the records of one seed, with its items and exhibits."""
+    Played(to_table(rows, COLUMNS), to_table(items, ITEM_COLUMNS), exhibits).write(part)
 
 
 def _play_seed(plan: Plan, match: MatchRun, seed: int, run: str, part: Path, scratch: Path) -> None:
     """In the worker: play one seed, and leave its part file, whatever happens."""
     common = _common(plan, match, seed, run)
     meter = Meter()
+    exhibits: list[Row] = []
     try:
         outcome = _outcome(plan, match, seed, scratch)
         rows, items = _rows(plan, match, common, outcome)
+        if rows[0]["status"] in FINISHED:
+            exhibits = _exhibits(common, outcome)
     except Skip as reason:
         rows, items = [_status_row(common, "skipped", str(reason))], []
     except Exception as error:
@@ -195,7 +192,7 @@ def _play_seed(plan: Plan, match: MatchRun, seed: int, run: str, part: Path, scr
         text = str(error) if isinstance(error, RematchError) else f"{type(error).__name__}: {error}"
         rows, items = [_status_row(common, "failed", text)], []
     cost = meter.read()
-    write_part(part, [row | cost for row in rows], items)
+    write_part(part, [row | cost for row in rows], items, exhibits)
 
 
 def _outcome(plan: Plan, match: MatchRun, seed: int, scratch: Path) -> Outcome:
@@ -269,10 +266,27 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
             | {"metric": m.metric, "slice": m.slice, "value": float(m.value), "n_items": len(scores)}
             | {"direction": spec.better, "scale": spec.scale, "unit": spec.unit, "measured": spec.measured}
         )
-        where = {name: common[name] for name in ("tier", "paper", "axis", "contender", "level", "seed")}
-        where |= {"metric": m.metric, "slice": m.slice}
+        where = _where(common) | {"metric": m.metric, "slice": m.slice}
         items += [where | {"item": index, "score": score} for index, score in enumerate(scores)]
     return rows, items
+
+
+def _exhibits(common: Row, outcome: Outcome) -> list[Row]:
+    """An outcome's exhibits; of a text that UTF-8 cannot hold (a lone surrogate), what it can."""
+
+    def clean(text: str) -> str:
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+    return [
+        _where(common)
+        | {"title": clean(exhibit.title), "fields": [[clean(name), clean(text)] for name, text in exhibit.fields]}
+        for exhibit in outcome.exhibits
+    ]
+
+
+def _where(common: Row) -> Row:
+    """Which match and seed it is."""
+    return {name: common[name] for name in ("tier", "paper", "axis", "contender", "level", "seed")}
 
 
 def _is_fixed(axis: AxisSpec, match: MatchRun) -> bool:
@@ -333,20 +347,21 @@ def clear_parts(plan: Plan, match: MatchRun) -> None:
     shutil.rmtree(part_of(plan, match, match.seeds[0]).parent, ignore_errors=True)
 
 
-def _finished_seeds(plan: Plan, match: MatchRun, digest: str) -> dict[int, tuple[pa.Table, pa.Table]]:
+def _finished_seeds(plan: Plan, match: MatchRun, digest: str) -> dict[int, Played]:
     """Seeds that were played before under the same digest: part files of a killed attempt, and other seed ranges."""
-    found: dict[int, tuple[pa.Table, pa.Table]] = {}
+    found: dict[int, Played] = {}
     folders = [part_of(plan, match, 0).parent, (plan.results / match.path).parent]
     for path in (p for folder in folders for p in sorted(folder.glob("*.parquet")) if ".items." not in p.name):
         try:
-            rows, items = read_arrow(path), read_arrow(items_path(path))
+            played = Played.read(path)
         except (RematchError, OSError):
             continue  # a half-written neighbour is simply played again
         for seed in match.seeds:
-            mine = rows.filter(pc.equal(rows["seed"], seed))
-            usable = mine.num_rows and set(mine["digest"].to_pylist()) == {digest}
-            if seed not in found and usable and set(mine["status"].to_pylist()) <= set(FINISHED):
-                found[seed] = (mine, items.filter(pc.equal(items["seed"], seed)))
+            mine = played.of_seed(seed)
+            records = mine.records
+            usable = records.num_rows and set(records["digest"].to_pylist()) == {digest}
+            if seed not in found and usable and set(records["status"].to_pylist()) <= set(FINISHED):
+                found[seed] = mine
     return found
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from jinja2 import Environment
 
+    from rematch.card_models import AxisSpec, LevelValue
     from rematch.verdicts import ClaimResult
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "reports" / "templates"
@@ -32,6 +33,10 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "reports" / "templates"
 VERDICTS = {
     "reproduced": "●", "direction only": "◐", "no effect": "○", "contradicted": "✕", "inconclusive": "?", "not run": "–",
 }  # fmt: skip
+EXHIBITS_SHOWN = 12
+"""Exhibits that a page shows of one contender."""
+TEXT_SHOWN = 4000
+"""Characters that a page shows of one text of an exhibit."""
 FORMATS = ("csv", "md", "tex")
 # CSS variable: (light, dark); text reaches 4.5:1 on ``--paper`` and ``--wash``. The others are those of the plots.
 PAGE_COLOURS = {
@@ -56,6 +61,7 @@ class PaperResults:
         provenance: manifests of the runs that the records come from (``rematch.provenance``).
         job_costs: columns kind, name, run, wall_s, work_cpu_s, overhead_cpu_s; may be empty.
         confidence: of the intervals in tables and plots.
+        exhibits: what matches left to read, all seeds (``rematch.schema.EXHIBIT_KEYS``).
     """
 
     card: Card
@@ -65,6 +71,7 @@ class PaperResults:
     provenance: Sequence[dict[str, Any]]
     job_costs: pd.DataFrame
     confidence: float = 0.95
+    exhibits: Sequence[Mapping[str, Any]] = ()
 
 
 def render(results: Sequence[PaperResults], out: Path, *, tier: str) -> list[Path]:
@@ -103,6 +110,8 @@ def render_paper(results: PaperResults, out: Path) -> list[Path]:
         figures=figures,
         costs=[*costs, *([jobs] if jobs else [])],
         trouble=trouble_table(card, cells),
+        exhibits=contender_exhibits(results, cells),
+        exhibits_shown=EXHIBITS_SHOWN,
         matches=match_groups(results, cells),
         unplayed=_unplayed(card, results.tier),
         runs=results.provenance,
@@ -203,6 +212,74 @@ def _tally(verdicts: Iterable[str]) -> tuple[tuple[str, str, int], ...]:
     """(word, sign, count) for every verdict word, in their order."""
     counts = Counter(verdicts)
     return tuple((word, sign, counts[word]) for word, sign in VERDICTS.items())
+
+
+# -- exhibits -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellExhibits:
+    """What the first seed of a table cell that brought any exhibits left to read."""
+
+    title: str
+    anchor: str
+    exhibits: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class ContenderExhibits:
+    """What a page shows of a contender's exhibits: cells in the card's order; ``total`` counts those left out too."""
+
+    label: str
+    total: int
+    cells: tuple[CellExhibits, ...]
+
+    @property
+    def shown(self) -> int:
+        return sum(len(cell.exhibits) for cell in self.cells)
+
+
+def contender_exhibits(results: PaperResults, cells: Cells) -> list[ContenderExhibits]:
+    """The exhibits by contender, at most ``EXHIBITS_SHOWN`` each, spread evenly over its cells."""
+    card, tier = results.card, results.tier
+    by_cell: dict[tuple[str, str, str], dict[int, list[Mapping[str, Any]]]] = {}
+    for row in results.exhibits:
+        by_cell.setdefault((row["axis"], row["contender"], row["level"]), {}).setdefault(row["seed"], []).append(row)
+    axes = {axis: card.axis(axis, tier) for axis in card.at(tier).axes}
+    found = []
+    for name, contender in card.spec.contenders.items():
+        whole = [
+            _cell_exhibits(spec, anchor(axis, name, level), level, seeds, cells[key])
+            for axis, spec in axes.items()
+            for level in spec.levels
+            if (key := (axis, name, level_text(level))) in cells and (seeds := by_cell.get(key))
+        ]
+        places = sorted((place, cell) for cell, c in enumerate(whole) for place in range(len(c.exhibits)))
+        kept = Counter(cell for _, cell in places[:EXHIBITS_SHOWN])
+        shown = tuple(replace(whole[cell], exhibits=whole[cell].exhibits[:n]) for cell, n in sorted(kept.items()))
+        if shown:
+            found.append(ContenderExhibits(contender.label, len(places), shown))
+    return found
+
+
+def _cell_exhibits(
+    spec: AxisSpec, link: str, level: LevelValue, seeds: Mapping[int, list[Mapping[str, Any]]], matches: Sequence[Match]
+) -> CellExhibits:
+    """Of the first seed; how its match ended is said where that is not ok."""
+    first = min(seeds)
+    status = next((f" ({m.status})" for m in matches if m.seed == first and m.status != "ok"), "")
+    title = f"{spec.label}, {spec.level_label}: {level_text(level)}, seed {first}{status}"
+    return CellExhibits(title, link, tuple(seeds[first]))
+
+
+def readable(text: str) -> str:
+    """A text as a page shows it: of bounded length, and control characters, which HTML has no place for, made visible."""
+    if len(text) > TEXT_SHOWN:
+        text = f"{text[:TEXT_SHOWN]}\n[{len(text) - TEXT_SHOWN} more characters]"
+    return text.replace("\r\n", "\n").translate(_CONTROL_PICTURES)
+
+
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 
 
 # -- matches --------------------------------------------------------------------------------------------------------
@@ -352,6 +429,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "slug": slug,
         "commit": _commit,
+        "readable": readable,
         "svg": Markup,  # drawn by vl-convert, which escapes the text in it
         "pretty": lambda value: json.dumps(value, indent=1, sort_keys=True, default=str),
     }

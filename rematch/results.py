@@ -13,7 +13,16 @@ import pandas as pd
 from rematch.plan import EVERY_AXIS, MatchRun, Plan
 from rematch.play import clear_parts
 from rematch.provenance import read_manifests
-from rematch.records import items_path, read_arrow, read_frame, write_arrow, write_text
+from rematch.records import (
+    exhibits_path,
+    items_path,
+    read_arrow,
+    read_exhibits,
+    read_frame,
+    write_arrow,
+    write_exhibits,
+    write_text,
+)
 from rematch.schema import COLUMNS, ITEM_COLUMNS
 
 if TYPE_CHECKING:  # charts and statistics take a second to import, and most commands need neither
@@ -28,12 +37,21 @@ def folder_of(plan: Plan, paper: str) -> Path:
 
 def gather(plan: Plan, paper: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Records and items of every match that the plan holds and that was played, in the plan's order."""
-    paths = [path for match in plan.matches(paper) if (path := plan.results / match.path).is_file()]
+    paths = _played(plan, paper)
     return read_frame(paths, COLUMNS), read_frame([items_path(path) for path in paths], ITEM_COLUMNS)
 
 
+def gather_exhibits(plan: Plan, paper: str) -> list[dict[str, Any]]:
+    """What there is to read of the same matches, in the same order."""
+    return [row for path in _played(plan, paper) for row in read_exhibits(exhibits_path(path))]
+
+
+def _played(plan: Plan, paper: str) -> list[Path]:
+    return [path for match in plan.matches(paper) if (path := plan.results / match.path).is_file()]
+
+
 def judge(plan: Plan, paper: str) -> None:
-    """Gather a paper's records, compute its verdicts, and write ``records.parquet``, ``items.parquet``, ``claims.json``."""
+    """Gather a paper's records, items and exhibits, compute its verdicts, and write all four (``folder_of``)."""
     import pyarrow as pa
 
     from rematch.verdicts import judge_claims
@@ -52,6 +70,7 @@ def judge(plan: Plan, paper: str) -> None:
     out = folder_of(plan, paper)
     write_arrow(pa.Table.from_pandas(records, preserve_index=False), out / "records.parquet")
     write_arrow(pa.Table.from_pandas(items, preserve_index=False), out / "items.parquet")
+    write_exhibits(gather_exhibits(plan, paper), out / "exhibits.json")
     write_text(json.dumps([dataclasses.asdict(claim) for claim in claims], indent=1) + "\n", out / "claims.json")
 
 
@@ -85,6 +104,7 @@ def paper_results(plan: Plan, paper: str) -> PaperResults:
         provenance=used,
         job_costs=job_costs(plan, paper),
         confidence=plan.settings.config.confidence,
+        exhibits=read_exhibits(folder_of(plan, paper) / "exhibits.json"),
     )
 
 

@@ -58,4 +58,16 @@ ITEM_COLUMNS: dict[str, tuple[str, str]] = {
     "item": ("int32", "position of the item: the same item for every contender of a level"),
     "score": ("float64", "score of the item; the mean is the value (linear) or its logarithm (log)"),
 }
+
+# What a match left to read. A list of objects with these keys, seeds in order, exhibits in the order of the arena.
+EXHIBIT_KEYS: dict[str, tuple[str, str]] = {
+    "tier": ("string", "as in the records"),
+    "paper": ("string", "as in the records"),
+    "axis": ("string", "as in the records"),
+    "contender": ("string", "as in the records"),
+    "level": ("string", "as in the records"),
+    "seed": ("int", "as in the records"),
+    "title": ("string", "what is to be read"),
+    "fields": ("list of [name, text]", "the pieces of plain text, in the order of reading"),
+}
 STATUSES = ("ok", "failed", "timeout", "unmatched", "skipped")

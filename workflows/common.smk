@@ -45,6 +45,7 @@ rule judge:
         claims=f"{RESULTS}/{PAPER}/claims.json",
         records=f"{RESULTS}/{PAPER}/records.parquet",
         scores=f"{RESULTS}/{PAPER}/items.parquet",
+        exhibits=f"{RESULTS}/{PAPER}/exhibits.json",
     log:
         f"{RESULTS}/logs/{PAPER}/judge.log",
     params:

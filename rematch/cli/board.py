@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rematch.cli.show import Shown, text
 from rematch.errors import RematchError, unknown
 from rematch.plan import Plan
 from rematch.provenance import read_manifests
-from rematch.records import read_arrow
+from rematch.records import exhibits_path, read_arrow, read_exhibits
 from rematch.results import read_claims
 
 
@@ -59,19 +60,24 @@ def audit_cell(plan: Plan, cell: str) -> Shown:
             rows += [_row(match.cell, seed, {"status": "to play"}, {}) for seed in match.seeds]
             continue
         records = read_arrow(path).to_pylist()
+        exhibits = Counter(row["seed"] for row in read_exhibits(exhibits_path(path)))
         for seed in match.seeds:
             mine = [row for row in records if row["seed"] == seed]
             if mine:
                 values = {f"{r['metric']} {r['slice']}".strip(): r["value"] for r in mine if r["metric"]}
-                row = _row(match.cell, seed, mine[0], manifests.get(mine[0]["run"], {})) | {"values": values}
+                row = _row(match.cell, seed, mine[0], manifests.get(mine[0]["run"], {}))
+                row |= {"exhibits": exhibits[seed], "values": values}
                 rows.append(row)
                 facts = ("reason", "knobs", "commit", "run", "digest", "data", "log")
                 lines.append(f"{match.cell} seed {seed}")
                 lines += [f"  {name}: {row[name]}" for name in facts if row[name]]
+                lines += [f"  exhibits: {exhibits[seed]}, in {exhibits_path(path)}"] if exhibits[seed] else []
                 lines += [f"  {name}: {text(value)}" for name, value in values.items()]
     lines.append(f"Records: {plan.results}/records/{'/'.join(parts)}")
-    columns = ("cell", "seed", "status", "FLOPs", "FLOPs ratio", "train FLOPs", "CPU s", "peak MiB")
-    return Shown(f"Matches behind {cell}", rows, lines, columns=columns)
+    columns = ["cell", "seed", "status", "FLOPs", "FLOPs ratio", "train FLOPs", "CPU s", "peak MiB"]
+    if any(row["exhibits"] for row in rows):
+        columns.append("exhibits")
+    return Shown(f"Matches behind {cell}", rows, lines, columns=tuple(columns))
 
 
 def _row(cell: str, seed: int, record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -84,5 +90,5 @@ def _row(cell: str, seed: int, record: dict[str, Any], manifest: dict[str, Any])
         "FLOPs": record.get("flops", nan), "FLOPs ratio": record.get("flops_ratio", nan),
         "train FLOPs": record.get("train_flops", nan), "CPU s": record.get("cpu_seconds", nan),
         "peak MiB": record.get("peak_memory_mb", nan), "knobs": ", ".join(f"{k}={v}" for k, v in notes.items()),
-        "log": record.get("log", ""),
+        "log": record.get("log", ""), "exhibits": 0,
     }  # fmt: skip

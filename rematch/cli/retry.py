@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pyarrow.compute as pc
-
 from rematch.cli.show import Shown
 from rematch.errors import unknown
 from rematch.plan import Plan
 from rematch.play import part_of
-from rematch.records import items_path, read_arrow, write_arrow
+from rematch.records import Played, read_arrow, remove_records
 
 FAILED = ("failed", "timeout")
 
@@ -38,13 +36,10 @@ def forget_failures(plan: Plan, paper: str | None, *, dry_run: bool = False) -> 
         rows += [{"what": match.cell, "seed": str(s), "status": row["status"]} | _why(row) for s, row in bad.items()]
         if dry_run:
             continue
-        items = read_arrow(items_path(path))
+        played = Played.read(path)
         for seed in set(match.seeds) - set(bad):  # what ended well waits as a part of the next attempt
-            part = part_of(plan, match, seed)
-            write_arrow(items.filter(pc.equal(items["seed"], seed)), items_path(part))
-            write_arrow(records.filter(pc.equal(records["seed"], seed)), part)
-        path.unlink()
-        items_path(path).unlink(missing_ok=True)
+            played.of_seed(seed).write(part_of(plan, match, seed))
+        remove_records(path)
     verb = "would be played again" if dry_run else "will be played again by the next run"
     lines = [f"{len(rows)} {verb}: snakemake --cores 8 --config tier={plan.tier_name} -- all"] if rows else []
     return Shown(f"Failures of tier {plan.tier_name}", rows, lines)

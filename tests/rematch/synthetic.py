@@ -24,6 +24,7 @@ RUN = "20260131T120000-1f2e"
 DATA_HASH = "5c1d9a07e4b2f683"
 FAILED = ("flops_matched", "merge", 0.7, 3)
 UNMATCHED = ("flops_matched", "depth_pruning", 0.4)
+EXHIBIT_TEXT = "  </dd><script>alert(1)</script> {{ card }} &amp;\n\tso 19\x1b[0m\r\n" + 400 * "tokens"
 TIMED_OUT = ("ood", "transformer", 2048)
 
 CARD = """
@@ -222,6 +223,20 @@ def _values(metric: str, axis: str, contender: str, level: Any, share: float, rn
     return [("", 0.8 * share + rng.uniform(0, 0.02))]
 
 
+def make_exhibits(card: Card, tier: str = TIER, seeds: int = SEEDS) -> list[dict[str, Any]]:
+    """What Simba and the merging baseline left to read at equal FLOPs: eight questions a level, seed 0 of one level apart."""
+    return [
+        {"tier": tier, "paper": card.paper, "axis": "flops_matched", "contender": contender, "level": level_text(level)}
+        | {"seed": seed, "title": f"Question {n} & its <b>answer</b>"}
+        | {"fields": [["Question", f"12 + {n} = ?"], ["Attempt <1>", EXHIBIT_TEXT], ["Seed", str(seed)], ["Last", ""]]}
+        for contender in ("merge", "simba")
+        for level in card.axis("flops_matched", tier).levels
+        for seed in range(seeds)
+        if (contender, level, seed) != ("simba", 0.55, 0)
+        for n in range(8)
+    ]  # fmt: skip
+
+
 def make_pair(against: str, estimate: float, half: float, **change: Any) -> PairResult:
     """A comparison of Simba with an opponent whose interval is ``estimate ± half``."""
     entry: dict[str, Any] = {
@@ -282,4 +297,5 @@ def make_results(root: Path, *, tier: str = TIER, seeds: int = SEEDS) -> PaperRe
         claims=make_claims(card, tier),
         provenance=[manifest],
         job_costs=pd.DataFrame(costs),
+        exhibits=make_exhibits(card, tier, seeds),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import replace
@@ -19,10 +20,13 @@ import synthetic
 from rematch.plots import PALETTE, Figure, draw_all
 from rematch.report import (
     PAGE_COLOURS,
+    TEXT_SHOWN,
     VERDICTS,
     Board,
     PaperResults,
+    contender_exhibits,
     match_groups,
+    readable,
     render,
     render_index,
     trouble_table,
@@ -218,6 +222,99 @@ def test_a_failed_paper_still_renders(results: PaperResults, tmp_path: Path, how
 def test_an_index_over_no_paper(tmp_path: Path) -> None:
     (path,) = render_index([], tmp_path, tier="mini")
     assert "No paper has been judged" in path.read_text(encoding="utf-8")
+
+
+# -- exhibits -------------------------------------------------------------------------------------------------------
+
+
+def test_exhibits_are_the_first_seeds_and_spread_over_the_levels(results: PaperResults) -> None:
+    found = contender_exhibits(results, fold(results.records))
+    assert [(c.label, c.shown, c.total) for c in found] == [("Simba", 12, 24), ("Token merging & pruning", 12, 24)]
+    for contender, middle in zip(found, (1, 0), strict=True):  # seed 0 of Simba's middle level brought none
+        assert [cell.title for cell in contender.cells] == [
+            f"Equal inference FLOPs, Share of the parent's FLOPs: {level}, seed {seed}"
+            for level, seed in ((0.4, 0), (0.55, middle), (0.7, 0))
+        ]
+        for cell in contender.cells:
+            assert [row["title"][:10] for row in cell.exhibits] == [f"Question {n}" for n in range(4)]
+            assert {row["seed"] for row in cell.exhibits} == {int(cell.title[-1])}
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [((1, 8, 8), (1, 6, 5)), ((8, 0, 8), (6, 6)), ((2, 2, 2), (2, 2, 2)), ((8, 0, 0), (8,)), ((0, 0, 20), (12,))],
+)
+def test_no_level_crowds_out_another(results: PaperResults, counts: tuple[int, ...], shown: tuple[int, ...]) -> None:
+    row = dict(results.exhibits[0])
+    rows = [row | {"level": level} for level, n in zip(("0.4", "0.55", "0.7"), counts, strict=True) for _ in range(n)]
+    (contender,) = contender_exhibits(replace(results, exhibits=rows), fold(results.records))
+    assert tuple(len(cell.exhibits) for cell in contender.cells) == shown
+    assert (contender.shown, contender.total) == (sum(shown), sum(counts))
+
+
+def test_what_the_tier_does_not_play_is_not_shown(results: PaperResults) -> None:
+    row = dict(results.exhibits[0])
+    others = ({"level": "0.9"}, {"axis": "ablation"}, {"contender": "gone"}, {"axis": "memory_time", "level": "1024"})
+    odd = replace(results, exhibits=[row | other for other in others])
+    assert contender_exhibits(odd, fold(results.records)) == []
+    assert contender_exhibits(results, fold(results.records.iloc[:0])) == []
+
+
+def test_exhibits_of_an_unmatched_match_say_so(results: PaperResults) -> None:
+    axis, contender, level = synthetic.UNMATCHED
+    row = dict(results.exhibits[0]) | {"axis": axis, "contender": contender, "level": str(level), "seed": 2}
+    (found,) = contender_exhibits(replace(results, exhibits=[row]), fold(results.records))
+    assert [cell.title.rpartition(", ")[2] for cell in found.cells] == ["seed 2 (unmatched)"]
+
+
+def test_exhibits_are_text_and_nothing_else(out: Path) -> None:
+    page = Page(out / "simba.html")
+    assert "<h4>Question 0 &amp; its &lt;b&gt;answer&lt;/b&gt;</h4>" in page.text
+    assert "<dt>Attempt &lt;1&gt;</dt>" in page.text
+    shown = "  &lt;/dd&gt;&lt;script&gt;alert(1)&lt;/script&gt; {{ card }} &amp;amp;\n\tso 19␛[0m\ntokenstokens"
+    assert page.text.count(f'<dd dir="auto">{shown}') == 24
+    assert page.text.count('<dd dir="auto"><em class="soft">empty</em></dd>') == 24
+    assert not re.search(r"[^\t\n -~\x80-\U0010ffff]", page.text), "control characters are no HTML"
+
+
+def test_exhibits_stand_between_tables_and_matches(out: Path) -> None:
+    page = Page(out / "simba.html")
+    order = [name for name in page.ids if name in ("tables", "exhibits", "matches")]
+    assert order == ["tables", "exhibits", "matches"]
+    assert '<li><a href="#exhibits">Examples</a></li>' in page.text
+    assert '<span class="count">(12 of 24)</span>' in page.text
+    section = page.text.partition('<h2 id="exhibits">Examples</h2>')[2].partition("</section>")[0]
+    assert section.count("<dl") == section.count("<h4>") == 24
+    assert [tag for tag, _ in re.findall(r"<(h[34])()", section)][:6] == ["h3", "h4", "h4", "h4", "h4", "h3"]
+
+
+def test_exhibits_follow_the_theme(out: Path) -> None:
+    (style,) = re.findall(r"<style>(.*?)</style>", (out / "simba.html").read_text(encoding="utf-8"), flags=re.DOTALL)
+    rules = re.findall(r"\.transcript[^{]*\{([^}]*)\}", style)
+    colours = [value for rule in rules for value in re.findall(r"(?:background|color): ([^;]+)", rule)]
+    assert colours == ["var(--wash)", "var(--soft)"]  # of both the contrast is tested, in both themes
+    assert any("white-space: pre-wrap" in rule and "var(--mono)" in rule for rule in rules)
+
+
+@pytest.mark.parametrize("title", ["Transcripts <of> answers", "Examples"])
+def test_the_section_has_the_cards_title_and_is_not_there_without_exhibits(
+    results: PaperResults, tmp_path: Path, title: str
+) -> None:
+    card = copy.copy(results.card)
+    card.spec = card.spec.model_copy(update={"exhibits_title": title, "plots": []})
+    few = [row for row in results.exhibits if row["seed"] == 0][:1]
+    for exhibits in (few, []):
+        render([replace(results, card=card, exhibits=exhibits)], tmp_path, tier="mini")
+        text = Page(tmp_path / "simba.html").text
+        assert text.count(title.replace("<", "&lt;").replace(">", "&gt;")) == 2 * len(exhibits)
+        assert ('id="exhibits"' in text) == ('href="#exhibits"' in text) == bool(exhibits)
+        assert ('<span class="count">(1)</span>' in text) == bool(exhibits)
+
+
+def test_long_texts_are_cut_and_say_so() -> None:
+    assert readable("x" * TEXT_SHOWN) == "x" * TEXT_SHOWN
+    assert readable("x" * (TEXT_SHOWN + 7)) == "x" * TEXT_SHOWN + "\n[7 more characters]"
+    assert readable("a\r\nb\rc\0\x7f\té") == "a\nb␍c␀␡\té"
 
 
 # -- plots ----------------------------------------------------------------------------------------------------------
