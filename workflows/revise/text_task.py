@@ -33,7 +33,7 @@ class TextTask:
         answer: ``number``, the last number of a solution: those before it are steps; ``boxed``, what stands in its last
             ``\boxed{...}``.
         instruction: below every question.
-        hint: between question and instruction where the answer is given away; ``{answer}`` stands for it.
+        hint_text: between question and instruction where the answer is given away; ``{answer}`` stands for it.
     """
 
     tokenizer: Any
@@ -50,6 +50,8 @@ class TextTask:
             raise RematchError(
                 f"TextTask: hint_text must say where the answer goes: {{answer}}; got '{self.hint_text}'"
             )
+        special = (i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+        object.__setattr__(self, "_special", frozenset(special))
 
     def problem(self, question: Question) -> Problem:
         """A question in token ids, which ``hint`` then knows.

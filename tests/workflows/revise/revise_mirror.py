@@ -36,13 +36,13 @@ PER_ORIGINAL = 6
 
 
 def gsm8k_rows(split: str, n: int) -> list[dict[str, str]]:
-    """Purchases; the sums differ between the splits."""
+    """Losses of pens; the sums differ between the splits, and questions in their length."""
     rows = []
     for i in range(n):
         a, b = i + 2, 3 if split == "train" else 7
         rows.append(
             {
-                "question": f"Ann has {a} boxes of {b} pens. She loses 1 pen. How many pens has she got?",
+                "question": f"Ann has {a} boxes of {b} {'red ' * (i % 3)}pens. She loses 1 pen. How many pens has she got?",
                 "answer": f"The boxes hold {a}*{b} = <<{a}*{b}={a * b}>>{a * b} pens.\n"
                 f"One is lost: {a * b}-1 = <<{a * b}-1={a * b - 1}>>{a * b - 1}.\n#### {a * b - 1}",
             }
