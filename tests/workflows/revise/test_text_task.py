@@ -74,8 +74,8 @@ def test_a_hint_gives_the_answer_away_before_the_instruction(words: Any) -> None
     plain = words.decode(problem.prompt)
     assert hinted == plain.replace(INSTRUCTION, f"(The final answer is 7.)\n{INSTRUCTION}")
     assert "(The final answer is 11.)" in words.decode(task.hint(other))
-    boxed = TextTask(words, "boxed", hint_text="Hint {curly}: {answer}")
-    assert "\nHint {curly}: \\frac{1}{2}\n" in words.decode(boxed.hint(boxed.problem(BOX)))
+    boxed = TextTask(words, "boxed", "Be brief.", "Hint {curly}: {answer}")
+    assert "\nHint {curly}: \\frac{1}{2}\nBe brief." in words.decode(boxed.hint(boxed.problem(BOX)))
     with pytest.raises(RematchError, match="the same task has made"):
         TextTask(words, "number").hint(problem)
 
