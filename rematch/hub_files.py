@@ -72,6 +72,18 @@ def read_json(path: Path) -> Any:
         raise RematchError(f"{path}: not a JSON file ({error})") from error
 
 
+def json_items(path: Path, texts: Sequence[str], lists: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a JSON file that holds one list of objects.
+
+    Args:
+        texts, lists: keys that every row must have, with a text and with a list of texts.
+    """
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise RematchError(f"{path}: must hold a list of objects, holds {type(content).__name__}")
+    return [_checked(row, texts, lists, f"{path}, row {number}") for number, row in enumerate(content, start=1)]
+
+
 def json_rows(path: Path, texts: Sequence[str], lists: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """The rows of a JSON Lines file, gzipped or not; empty lines are passed over.
 

@@ -14,7 +14,7 @@ import pytest
 
 from rematch.errors import RematchError
 from rematch.hub import Hub
-from rematch.hub_files import Origin, find_file, find_in_mirror, parquet_rows
+from rematch.hub_files import Origin, find_file, find_in_mirror, json_items, parquet_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -75,3 +75,17 @@ def test_other_columns(tmp_path: Path, row: dict[str, Any], message: str) -> Non
     with pytest.raises(RematchError, match=message) as caught:
         parquet_rows(path, ["title"], ["answers.text"])
     assert str(path) in str(caught.value)
+
+
+def test_a_list_of_objects(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '[{"a": "x", "b": 1}, {"a": ""}]')
+    assert json_items(path, ["a"]) == [{"a": "x"}, {"a": ""}]
+    for content, message in (
+        ('{"a": "x"}', r"a\.json: must hold a list of objects, holds dict"),
+        ('[{"a": "x"}, {"b": "x"}]', r"a\.json, row 2: no key 'a'"),
+        ('[{"a": 1}]', r"a\.json, row 1: 'a' must be a text, is int"),
+        ('[["a"]]', r"a\.json, row 1: not an object but list"),
+        ('[{"a": "x"}', r"a\.json: not a JSON file"),
+    ):
+        with pytest.raises(RematchError, match=message):
+            json_items(write(path, content), ["a"])
