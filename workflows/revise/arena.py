@@ -44,7 +44,8 @@ class Arena:
         n_bins: of the histograms of verification scores.
         n_transcripts: questions whose transcripts are shown, of the first seed; the first that were refined and the first that
             were not, half each.
-        lm_eval_task, lm_eval_limit: of ``FewShot``, and of ``lm_eval_accuracy``; items, all where None.
+        lm_eval_task, lm_eval_limit: of ``FewShot``, and of ``lm_eval_accuracy``: ``gsm8k`` or ``math``, and how many of its
+            questions; all where None.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = (
@@ -255,7 +256,7 @@ class Match:
     def fate(self) -> Iterator[Measurement]:
         """The shares of questions by how their first attempt was and what became of it."""
         for name, value in vars(self._cells).items():
-            yield Measurement("fate", float(value), f"fate={name}")
+            yield Measurement("fate", float(value), f"fate={name.replace('_', ' ')}")
 
     def unanswered(self) -> Iterator[Measurement]:
         """The share of questions whose greedy trajectory has no answer, and by why."""
@@ -338,13 +339,11 @@ class Match:
         folder = self.task.bases.get(self.base.removesuffix("_written"))
         if folder is None or not self.arena.lm_eval_task:
             raise Undefined("the arena names no lm_eval_task, or the contender no model among its bases")
-        from workflows.revise.few_shot import few_shot_scores
+        from workflows.revise.few_shot import standard_scores
 
         model, tokenizer, _ = load_model(folder)
-        scores = few_shot_scores(
-            model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit, num_fewshot=0
-        )
-        yield Measurement("lm_eval_accuracy", float(np.mean(scores)), items=scores)
+        found = standard_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
+        yield Measurement("lm_eval_accuracy", float(np.mean(found.scores)), items=found.scores)
 
     # -- what a reader may look at ------------------------------------------------------------------------------------
 
@@ -393,8 +392,10 @@ class FewShotMatch:
         from workflows.revise.few_shot import few_shot_scores
 
         model, tokenizer = load_pretrained(self.task.bases["pretrained"], self.task.hub)
-        scores = few_shot_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
-        yield Measurement("accuracy", float(np.mean(scores)), items=scores)
+        found = few_shot_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
+        self.notes |= {"statuses": dict(Counter(found.statuses)), "tokens": found.n_tokens / max(1, len(found.scores))}
+        self.own_flops = found.flops / max(1, len(found.scores))
+        yield Measurement("accuracy", float(np.mean(found.scores)), items=found.scores)
 
     def exhibits(self) -> list[Exhibit]:
         return []

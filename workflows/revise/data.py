@@ -64,15 +64,15 @@ class Questions:
                 raise RematchError(
                     f"{where}: task: options of the source '{GENERATED}', and the source is '{self.source}'"
                 )
-            from workflows.revise.hub_questions import hub_questions
+            from workflows.revise.hub_questions import evaluation_questions, hub_questions
 
             sizes = self.n_train, self.n_validation, self.n_test
             found = hub_questions(self.source, job.hub, seed, *sizes)
             notes[self.source] = dict(found.n_left_out)
             train, validation, tests = found.train, found.validation, {ID: found.test}
             for name in self.others:
-                other = hub_questions(name, job.hub, seed, 0, 0, self.n_ood)
-                tests[name], notes[name] = other.test, dict(other.n_left_out)
+                tests[name], left_out = evaluation_questions(name, job.hub, self.n_ood, found.answer)
+                notes[name] = dict(left_out)
             write_task(job.out, TEXT, {"answer": found.answer})
         write_questions(job.out / TRAIN, train)
         write_questions(job.out / VALIDATION, validation)

@@ -34,7 +34,7 @@ from rematch.errors import RematchError, unknown
 from rematch.hub import Hub
 from rematch.hub_files import Origin, find_file, find_files, json_items, json_rows, parquet_rows
 from workflows.revise.questions import Question
-from workflows.revise.text_task import AnswerKind
+from workflows.revise.text_task import FINAL_ANSWERS, AnswerKind
 
 GSM8K, META_MATH, MATH_500 = "openai/gsm8k", "meta-math/MetaMathQA", "HuggingFaceH4/MATH-500"
 GSM8K_ORIGIN = Origin("main/train-*.parquet and main/test-*.parquet", "the hub", "MIT")
@@ -51,6 +51,7 @@ VALIDATION = 0.1
 """Share of the training rows held out, where the paper names no number."""
 _ANNOTATION = re.compile(r"<<[^\n]*?>>")
 _NUMBER_LIKE = re.compile(r"\d[\d.,]*")
+_PLAIN_NUMBER = re.compile(r"-?\d+(,\d{3})*(\.\d+)?")
 
 
 class Row(NamedTuple):
@@ -139,11 +140,32 @@ def hub_questions(
     )
 
 
-def evaluation_questions(source: str, hub: Hub, n: int | None = None) -> tuple[list[Question], Counter[str]]:
-    """The test questions alone, and what was left out: for models that were trained on another source."""
+def evaluation_questions(
+    source: str, hub: Hub, n: int | None = None, answer: AnswerKind | None = None
+) -> tuple[list[Question], Counter[str]]:
+    """The test questions alone, and what was left out: for models that were trained on another source.
+
+    Args:
+        answer: how final answers are to be read. Where it is not the source's way, a solution is no more than its final answer
+            written so; a box that holds no plain number cannot be, and its question is left out.
+    """
     known = _source(source)
     left_out: Counter[str] = Counter()
-    return _first(list(_readable(known.test(hub), known.answer, "test", left_out)), known, n), left_out
+    rows = list(_readable(known.test(hub), known.answer, "test", left_out))
+    if answer is not None and answer != known.answer:
+        rows = list(_restated(rows, known.answer, answer, left_out))
+    return _first(rows, known, n), left_out
+
+
+def _restated(rows: Iterable[Row], given: AnswerKind, wanted: AnswerKind, left_out: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        final = str(FINAL_ANSWERS[given](row.solution))
+        if wanted == "boxed":
+            yield row._replace(solution=f"{MARKER} $\\boxed{{{final}}}$")
+        elif _PLAIN_NUMBER.fullmatch(final):
+            yield row._replace(solution=f"{MARKER} {final}")
+        else:
+            left_out["test: no plain number"] += 1
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ def test_what_became_of_first_attempts(scripted: Callable[..., Match]) -> None:
     match = scripted(SCRIPT)
     sixth = pytest.approx(1 / 6)
     assert values(match, "fate") == {
-        "fate=right_to_right": sixth, "fate=right_to_wrong": sixth, "fate=wrong_to_right": sixth,
-        "fate=wrong_to_wrong": sixth, "fate=kept_right": sixth, "fate=kept_wrong": sixth,
+        "fate=right to right": sixth, "fate=right to wrong": sixth, "fate=wrong to right": sixth,
+        "fate=wrong to wrong": sixth, "fate=kept right": sixth, "fate=kept wrong": sixth,
     }  # fmt: skip
     accuracy, first = values(match, "accuracy")[""], values(match, "first_accuracy")[""]
     assert (accuracy, first) == (pytest.approx(3 / 6), pytest.approx(3 / 6))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from baselines.post_training.answers import last_boxed, last_number
 from rematch.errors import RematchError
 from rematch.hub import Hub
 from workflows.revise.hub_questions import (
@@ -316,3 +317,18 @@ def test_a_bad_file_is_named(mirror: Path, source: str, spoil: Callable[[Path], 
 def test_bad_options(mirror: Path, source: str, sizes: dict[str, int], message: str) -> None:
     with pytest.raises(RematchError, match=message):
         load(mirror, source, **sizes)
+
+
+def test_answers_are_restated_for_models_of_another_source(mirror: Path) -> None:
+    plain, _ = evaluation_questions("gsm8k", Hub(mirror))
+    boxed, left_out = evaluation_questions("gsm8k", Hub(mirror), answer="boxed")
+    assert not left_out["test: no plain number"]
+    assert [question.name for question in boxed] == [question.name for question in plain]
+    for before, after in zip(plain, boxed, strict=True):
+        assert last_boxed(after.solution) == str(last_number(before.solution))
+    numbers, left_out = evaluation_questions("math", Hub(mirror), answer="number")
+    whole, _ = evaluation_questions("math", Hub(mirror))
+    truths = {question.name: last_boxed(question.solution) for question in whole}
+    assert len(numbers) + left_out["test: no plain number"] == len(whole)
+    assert left_out["test: no plain number"] > 0
+    assert all(str(last_number(question.solution)) == truths[question.name] for question in numbers)
