@@ -46,6 +46,7 @@ class Arena:
             were not, half each.
         lm_eval_task, lm_eval_limit: of ``FewShot``, and of ``lm_eval_accuracy``: ``gsm8k`` or ``math``, and how many of its
             questions; all where None.
+        lm_eval_tokens: of an answer there, at most.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = (
@@ -59,6 +60,7 @@ class Arena:
     n_transcripts: int = 6
     lm_eval_task: str = ""
     lm_eval_limit: int | None = None
+    lm_eval_tokens: int = 1024
 
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed.
@@ -342,7 +344,14 @@ class Match:
         from workflows.revise.few_shot import standard_scores
 
         model, tokenizer, _ = load_model(folder)
-        found = standard_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
+        found = standard_scores(
+            model,
+            tokenizer,
+            self.arena.lm_eval_task,
+            self.task.hub,
+            self.arena.lm_eval_limit,
+            max_new_tokens=self.arena.lm_eval_tokens,
+        )
         yield Measurement("lm_eval_accuracy", float(np.mean(found.scores)), items=found.scores)
 
     # -- what a reader may look at ------------------------------------------------------------------------------------
@@ -392,7 +401,14 @@ class FewShotMatch:
         from workflows.revise.few_shot import few_shot_scores
 
         model, tokenizer = load_pretrained(self.task.bases["pretrained"], self.task.hub)
-        found = few_shot_scores(model, tokenizer, self.arena.lm_eval_task, self.task.hub, self.arena.lm_eval_limit)
+        found = few_shot_scores(
+            model,
+            tokenizer,
+            self.arena.lm_eval_task,
+            self.task.hub,
+            self.arena.lm_eval_limit,
+            max_new_tokens=self.arena.lm_eval_tokens,
+        )
         self.notes |= {"statuses": dict(Counter(found.statuses)), "tokens": found.n_tokens / max(1, len(found.scores))}
         self.own_flops = found.flops / max(1, len(found.scores))
         yield Measurement("accuracy", float(np.mean(found.scores)), items=found.scores)

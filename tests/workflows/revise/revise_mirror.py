@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mirror_files import json_lines, write, write_parquet
 
 LLAMA, LLAMA_INSTRUCT = "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"
+SMOLLM = "HuggingFaceTB/SmolLM2-135M"
 BEGIN, END, END_OF_TURN, REFINE = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|reserved_special_token_0|>"
 SPECIAL = [BEGIN, END, REFINE, "<|reserved_special_token_1|>", "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN]
 CHAT_TEMPLATE = (
@@ -87,16 +88,18 @@ def meta_math_rows() -> list[dict[str, str]]:
 
 
 def math_500_rows(n: int = N_MATH_TEST) -> list[dict[str, Any]]:
+    """Every third answer is a whole number, the others are fractions."""
+    finals = [rf"\frac{{{i + 3}}}{{3}}" if i % 3 else str(i // 3 + 1) for i in range(n)]
     return [
         {
             "problem": f"Find $\\frac{{{i}}}{{3}} + 1$.",
-            "solution": f"We get $\\boxed{{\\frac{{{i + 3}}}{{3}}}}$ from $1 = \\frac{{3}}{{3}}$.",
-            "answer": f"\\frac{{{i + 3}}}{{3}}",
+            "solution": f"We get $\\boxed{{{final}}}$ from $1 = \\frac{{3}}{{3}}$.",
+            "answer": final,
             "subject": "Algebra",
             "level": 1,
             "unique_id": f"test/algebra/{i}.json",
         }
-        for i in range(n)
+        for i, final in enumerate(finals)
     ]
 
 
@@ -123,7 +126,9 @@ def write_data(mirror: Path) -> None:
     write_math_500(mirror, math_500_rows())
 
 
-def tokenizer(instruct: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(instruct: bool = False, reserved: bool = True) -> PreTrainedTokenizerFast:
+    """``reserved``: with Llama 3's reserved tokens; other families have none."""
+    special = SPECIAL if reserved else [token for token in SPECIAL if "reserved" not in token]
     inner = Tokenizer(models.BPE())
     numbers = pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence([numbers, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -131,13 +136,13 @@ def tokenizer(instruct: bool = False) -> PreTrainedTokenizerFast:
     texts = [*gsm8k_rows("train", 20), *meta_math_rows(), *math_500_rows()]
     trainer = trainers.BpeTrainer(
         vocab_size=500,
-        special_tokens=SPECIAL,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator((value for row in texts for value in row.values() if isinstance(value, str)), trainer)
     begins = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, special.index(BEGIN))]
     )
     inner.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begins])
     found = PreTrainedTokenizerFast(
@@ -164,9 +169,11 @@ def llama(words: PreTrainedTokenizerFast, seed: int = 0, **options: Any) -> Llam
     return LlamaForCausalLM(LlamaConfig(**given)).eval()
 
 
-def write_llama(mirror: Path, name: str = LLAMA, instruct: bool = False, seed: int = 0, **options: Any) -> None:
+def write_llama(
+    mirror: Path, name: str = LLAMA, instruct: bool = False, seed: int = 0, reserved: bool = True, **options: Any
+) -> None:
     """A model with its tokenizer; ``instruct``: with a chat template, and turns that end in another token than texts do."""
-    words = tokenizer(instruct)
+    words = tokenizer(instruct, reserved)
     llama(words, seed, **options).save_pretrained(mirror / "models" / name)
     words.save_pretrained(mirror / "models" / name)
 
@@ -174,3 +181,4 @@ def write_llama(mirror: Path, name: str = LLAMA, instruct: bool = False, seed: i
 def write_models(mirror: Path) -> None:
     write_llama(mirror)
     write_llama(mirror, LLAMA_INSTRUCT, instruct=True, seed=1)
+    write_llama(mirror, SMOLLM, seed=2, reserved=False)
