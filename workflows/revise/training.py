@@ -30,6 +30,7 @@ SAMPLES = "samples"
 
 POOL = "pool.json"
 STAGE_1 = "stage1"
+Curriculum = Literal["two_stage", "one_stage", "stage1_only", "correct_only"]
 
 
 @dataclass
@@ -273,7 +274,7 @@ class Revise(PostTraining):
         k, sampling: of the later pools; the first is ``samples``.
     """
 
-    curriculum: Literal["two_stage", "one_stage", "stage1_only"] = "two_stage"
+    curriculum: Curriculum = "two_stage"
     weights: dict[str, float] = field(default_factory=dict)
     rows: int | None = None
     beta: float = 0.1
@@ -332,7 +333,7 @@ class Revise(PostTraining):
 class Cycle(Revise):
     """The second stage once more, from a model that ReVISE made, on fresh samples of it. Needs ``revise``."""
 
-    curriculum: Literal["correct_only"] = "correct_only"  # type: ignore[assignment]
+    curriculum: Curriculum = "correct_only"
 
     start: ClassVar[str] = "revise"
 
