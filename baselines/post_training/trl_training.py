@@ -10,6 +10,7 @@ log-probabilities, so that none is kept. What stays different is the cost: TRL r
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ from baselines.post_training.training import Recipe, Training, schedule_batches,
 from baselines.post_training.trl_steps import Part, parts_of, passes_of, tokens_of
 from baselines.transformer_flops import transformer_flops
 from rematch.errors import RematchError
+from rematch.supervise import die_with_parent
 
 AfterStep = Callable[[int, float], None]
 IGNORED = -100
@@ -51,7 +53,7 @@ FAR = 1e4
 
 WORKER = "baselines.post_training.trl_worker"
 ROWS, JOB, TRAINED, LOSSES = "rows.jsonl", "job.json", "trained.safetensors", "losses.json"
-N_TAIL = 30
+N_TAIL = 60
 """Lines of the log of processes that failed, in the error."""
 
 
@@ -85,8 +87,10 @@ def train_by_trl(
     if checkpoint:
         claim(checkpoint, run)
     if batches:
-        train_in = trained_here if recipe.processes == 1 else trained_in_processes
-        losses = train_in(model, data, recipe, seed, checkpoint, after_step)
+        if recipe.processes > 1:
+            losses = trained_in_processes(model, data, recipe, seed, checkpoint)
+        else:
+            losses = trained_here(model, data, recipe, seed, checkpoint, after_step)
     model.eval()
     rows = [index for batch in batches for index in batch]
     return Training(
@@ -104,7 +108,12 @@ def trained_here(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _folder(checkpoint) as folder:
         trainer = make_trainer(model, data, recipe, seed, folder, checkpoint is not None, after_step)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses_of(trainer.state)
+
+
+def losses_of(state: Any) -> list[float]:
+    """Of each step, from the state of a trainer."""
+    return [entry["loss"] for entry in state.log_history if "loss" in entry]
 
 
 # -- one trainer ------------------------------------------------------------------------------------------------------
@@ -120,7 +129,8 @@ class _Steps:
     data_collator: Any
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.parts, batch_size=1, collate_fn=lambda parts: self.collated(*parts[0]))  # type: ignore[arg-type]
+        parts: Any = self.parts
+        return DataLoader(parts, batch_size=1, collate_fn=lambda parts: self.collated(*parts[0]))
 
     def collated(self, part: Part, weights: list[float]) -> dict[str, Any]:
         """The batch of a part."""
@@ -164,21 +174,22 @@ class PairTrainer(_Steps, DPOTrainer):
         return dataset
 
 
-class _AfterStep(TrainerCallback):  # type: ignore[misc]
+class _AfterStep(TrainerCallback):
     def __init__(self, after_step: AfterStep | None) -> None:
-        self.after_step, self.began, self.first = after_step, 0.0, 0
+        self.after_step, self.losses, self.began, self.first = after_step, list[float](), 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began, self.first = time.perf_counter(), state.global_step
+        self.losses, self.began, self.first = losses_of(state), time.perf_counter(), state.global_step
         if self.first and state.is_world_process_zero:
             print(f"resumed at step {self.first}", flush=True)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
         if "loss" not in logs:
             return
+        self.losses.append(logs["loss"])
         if state.is_world_process_zero:
-            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            show_progress(losses, state.max_steps, state.global_step - self.first, self.began)
+            show_progress(self.losses, state.max_steps, state.global_step - self.first, self.began)
         if self.after_step:
             self.after_step(state.global_step, logs["loss"])
 
@@ -327,9 +338,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
-def trained_in_processes(
-    model: Any, data: Data, recipe: Recipe, seed: int, checkpoint: Path | None, after_step: None = None
-) -> list[float]:
+def trained_in_processes(model: Any, data: Data, recipe: Recipe, seed: int, checkpoint: Path | None) -> list[float]:
     """Train a model in place in processes that accelerate starts; the losses of all steps.
 
     What they need goes into a folder as safetensors and JSON: ``trl_worker`` reads it there, and leaves the weights and losses.
@@ -346,7 +355,7 @@ def trained_in_processes(
         _shell(model.to("cpu")).save_pretrained(folder)  # its GPU is needed
         _hand_over(folder, model, data, recipe, seed, checkpoint, device.type)
         try:
-            _launch(folder, recipe.processes, device.type)
+            _launch(folder, recipe.processes)
         finally:
             model.to(device)
         trained = load_file(folder / TRAINED)
@@ -374,7 +383,19 @@ def _hand_over(
 
 
 def work(folder: Path) -> None:
-    """What each of the processes does."""
+    """What each of the processes does; one that fails leaves the reason."""
+    die_with_parent(
+        os.getppid()
+    )  # its parent gave it a session of its own, where no signal for the job's group reaches it
+    rank = os.environ["RANK"]
+    try:
+        _work(folder, int(rank))
+    except Exception as error:
+        (folder / f"error{rank}.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        raise
+
+
+def _work(folder: Path, rank: int) -> None:
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     model: Any = load_lm(str(folder))
     model.set_attn_implementation(job["attention"])
@@ -394,13 +415,13 @@ def work(folder: Path) -> None:
         data = [Example(*(tuple(ids) for ids in row)) for row in rows]
     checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
     losses = trained_here(model, data, Recipe(**job["recipe"]), job["seed"], checkpoint)
-    if int(os.environ["RANK"]) == 0:
+    if rank == 0:
         save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / TRAINED)
         (folder / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
-def _launch(folder: Path, processes: int, device: str) -> None:
+def _launch(folder: Path, processes: int) -> None:
     """Run the workers; what they print goes to this process's output.
 
     Raises:
@@ -415,8 +436,9 @@ def _launch(folder: Path, processes: int, device: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
     tail: deque[str] = deque(maxlen=N_TAIL)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as launched:
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    ) as launched:  # fmt: skip
         assert launched.stdout is not None
         try:
             for line in launched.stdout:
@@ -426,6 +448,8 @@ def _launch(folder: Path, processes: int, device: str) -> None:
             launched.terminate()  # it ends its workers
             raise
     if launched.returncode:
+        reasons = sorted(folder.glob("error*.txt"), key=lambda path: path.stat().st_mtime)  # the others lose the first
+        reason = reasons[0].read_text(encoding="utf-8") if reasons else f"exit code {launched.returncode}"
         raise RematchError(
-            f"training in {processes} processes failed (exit code {launched.returncode}); the end of their log:\n{''.join(tail)}"
+            f"training in {processes} processes failed; the end of their log:\n{''.join(tail)}in short, {reason}"
         )
