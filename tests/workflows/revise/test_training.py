@@ -225,9 +225,9 @@ def test_every_recipe_may_be_trained_by_trl(room: Any, card: Any, tmp_path: Path
     spent = {}
     for name in mine:
         folder, info = trl.build(name)
-        assert digest(folder) != digest(room.build(name)[0])
+        assert name == "m0" or digest(folder) != digest(trl.build("m0")[0])
         assert not list(folder.glob("checkpoint*"))
-        assert (load_model(folder)[0].config.to_dict()) == load_model(room.build(name)[0])[0].config.to_dict()
+        assert (folder / "config.json").read_text() == (room.build(name)[0] / "config.json").read_text()
         spent[name] = info.train_flops - theirs["train_flops"]
     first, second = read_notes(trl.build("revise")[0])["stages"]
     assert second["start"] == second["samples"] == first["end"] == digest(trl.build("revise")[0] / "stage1")
