@@ -105,7 +105,8 @@ def trained_here(
     model: Any, data: Data, recipe: Recipe, seed: int, checkpoint: Path | None, after_step: AfterStep | None = None
 ) -> list[float]:
     """Train a model in place, in this process or as one of those that accelerate started; the losses of all steps."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _folder(checkpoint) as folder:
+    devices = [model.device] if model.device.type == "cuda" else []  # each process touches its own GPU alone
+    with torch.random.fork_rng(devices), _folder(checkpoint) as folder:
         trainer = make_trainer(model, data, recipe, seed, folder, checkpoint is not None, after_step)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
         return losses_of(trainer.state)
@@ -229,9 +230,9 @@ def make_trainer(
         )  # fmt: skip
     else:
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **options)
+    model.to(config.device)
     if recipe.processes == 1:
         config._n_gpu = 1  # more GPUs than that are another job's; TRL refuses to run where it sees them
-    model.to(config.device)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         recipe.learning_rate,
@@ -400,7 +401,7 @@ def _work(folder: Path, rank: int) -> None:
     model: Any = load_lm(str(folder))
     model.set_attn_implementation(job["attention"])
     if job["device"] == "cuda":
-        model.to("cuda", int(os.environ["LOCAL_RANK"]))
+        model.to(torch.device("cuda", int(os.environ["LOCAL_RANK"])))
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name in job["trained"]
     with (folder / ROWS).open(encoding="utf-8") as file:
