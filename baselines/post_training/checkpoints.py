@@ -62,9 +62,7 @@ def resume(folder: Path, run: str, parameters: Mapping[str, nn.Parameter], optim
         about = file.metadata()
     tensors = load_file(path)
     if about["run"] != run or {key[6:] for key in tensors if key.startswith("model.")} != set(parameters):
-        raise RematchError(
-            f"{path} is the checkpoint of another run ({about['run']}), not of this one ({run}): remove it, or give another folder"
-        )
+        raise _anothers(path, about["run"], run)
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"model.{name}"])
         optimizer.state[parameter] = {
@@ -76,6 +74,29 @@ def resume(folder: Path, run: str, parameters: Mapping[str, nn.Parameter], optim
     state = State(**json.loads(about["state"]))
     print(f"resumed at step {len(state.losses)}", flush=True)
     return state
+
+
+def claim(folder: Path, run: str) -> None:
+    """Make a folder for checkpoints that do not say themselves which run they are of.
+
+    Raises:
+        RematchError: there are another run's in it.
+    """
+    path = folder / "run.json"
+    if path.exists():
+        if (before := path.read_text(encoding="utf-8")) != run:
+            raise _anothers(folder, before, run)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "run.tmp"
+    temporary.write_text(run, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _anothers(path: Path, other: str, run: str) -> RematchError:
+    return RematchError(
+        f"{path} is the checkpoint of another run ({other}), not of this one ({run}): remove it, or give another folder"
+    )
 
 
 def weights_digest(model: Any) -> str:

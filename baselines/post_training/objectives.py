@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,12 +32,39 @@ class Totals(NamedTuple):
     counted: int
 
 
+@dataclass(frozen=True)
+class Preferences:
+    """Pairs, and all that makes their loss, for trainers that make it themselves.
+
+    w_pref * DPO + w_sft * (mean negative log-likelihood of all tokens of the chosen continuations).
+
+    Attributes:
+        reference: the reference model's margins, of ``reference_margins``, a number a pair.
+        beta: of DPO.
+        weights: w_pref, w_sft.
+    """
+
+    pairs: Sequence[Pair]
+    reference: Sequence[float]
+    beta: float
+    weights: tuple[float, float] = (1.0, 0.0)
+
+
+Data = Sequence[Example] | Preferences
+"""What is learned from: examples to imitate, or preferences."""
+
+
 class Objective(Protocol):
     """A loss over encoded rows."""
 
     @property
     def rows(self) -> Sequence[Encoded]:
         """All of them, in the order of the indices by which ``loss`` knows them."""
+        ...
+
+    @property
+    def data(self) -> Data:
+        """The same rows before they were encoded, in the same order, for TRL."""
         ...
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
@@ -70,6 +98,7 @@ class SFTObjective:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.rows: Sequence[Encoded] = [encode_example(example) for example in examples]
+        self.data: Data = examples
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """L_SFT."""
@@ -89,6 +118,7 @@ class DPOObjective:
             raise RematchError(f"DPO: beta must be positive, not {beta}")
         self.rows: Sequence[Encoded] = [encode_pair(pair) for pair in pairs]
         self.reference, self.beta = reference, beta
+        self.data: Data = Preferences(pairs, reference.tolist(), beta)
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """The DPO loss."""

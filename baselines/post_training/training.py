@@ -1,4 +1,8 @@
-"""The loop in which every model is post-trained: AdamW, warm-up, linear or cosine decay, clipped gradients, counted FLOPs."""
+"""How every model is post-trained: AdamW, warm-up, linear or cosine decay, clipped gradients, counted FLOPs.
+
+Either by the loop of this module, which runs no token twice, or by TRL's trainers (``trl_training``), on one GPU or several.
+Both take the same rows in the same steps, so that they end in the same weights up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ from torch import nn
 from baselines.post_training.batches import Batch, collate, shape_of
 from baselines.post_training.checkpoints import State, resume, save
 from baselines.post_training.objectives import Objective, Totals, check_lengths
-from baselines.transformer_flops import transformer_flops
+from baselines.post_training.trl_steps import parts_of, trl_flops
+from baselines.transformer_flops import TransformerFlops, transformer_flops
 from rematch.errors import RematchError, unknown
 
 SCHEDULES = ("linear", "cosine")
+TRAINERS = ("own", "trl")
 CHUNK = 50
 """Batches within which rows are sorted by length."""
 
@@ -41,6 +47,8 @@ class Recipe:
         by_length: batches of rows about as long as each other, for less padding.
         micro_batch_size: rows in a forward pass, for less memory; the whole step's where None. Changes no gradient.
         checkpoint_every: steps between checkpoints, 0 for none but the last.
+        trainer: ``own``, or ``trl``: its SFTTrainer or DPOTrainer, which runs two sequences a pair and every sequence whole.
+        processes: of accelerate, which share each step's rows, each on a GPU of its own where there are some; ``trl`` only.
     """
 
     learning_rate: float = 1e-5
@@ -54,15 +62,24 @@ class Recipe:
     by_length: bool = True
     micro_batch_size: int | None = None
     checkpoint_every: int = 0
+    trainer: Literal["own", "trl"] = "own"
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES, "Recipe")
+        if self.trainer not in TRAINERS:
+            raise unknown("trainer", self.trainer, TRAINERS, "Recipe")
+        positive = ("learning_rate", "batch_size", "clip", "micro_batch_size", "processes")
         for name, value in asdict(self).items():
-            if name in ("learning_rate", "batch_size", "clip", "micro_batch_size") and value is not None and value <= 0:
+            if name in positive and value is not None and value <= 0:
                 raise RematchError(f"Recipe: {name} must be positive, not {value}")
         if self.epochs < 0 or (self.steps is not None and self.steps < 0) or not 0 <= self.warmup <= 1:
             raise RematchError("Recipe: epochs and steps must not be negative, and warmup is a share of the steps")
+        if self.processes > 1 and self.trainer != "trl":
+            raise RematchError(
+                f"Recipe: processes: {self.processes}; the own loop runs in one: give trainer: trl too, or leave processes out"
+            )
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0, of ``steps``."""
@@ -135,7 +152,7 @@ def steps_for_flops(model: Any, objective: Objective, flops: float, recipe: Reci
     while True:
         batches = schedule_batches(lengths, with_steps(recipe, wanted), seed)
         for batch in batches[steps:]:
-            cost = _step_flops(costs, objective, batch, recipe)
+            cost = step_flops(costs, objective, batch, recipe, model.device.type)
             if spent + cost / 2 > flops:
                 return max(1, steps)
             spent, steps = spent + cost, steps + 1
@@ -156,16 +173,21 @@ def train(
         seed: of the order of the rows, and of dropout, if any. torch's own generator is left as it was.
         checkpoint: a folder from which an interrupted run is resumed (bit by bit as if nothing had happened), and into
             which checkpoints are written. The model handed over must be the one that the run began with.
-        after_step: called with the number of steps done and the loss of the last one.
+        after_step: called with the number of steps done and the loss of the last one; not with several processes.
 
     Raises:
-        RematchError: no rows, a row longer than the model's context, or a checkpoint of another run.
+        RematchError: no rows, a row longer than the model's context, a checkpoint of another run, or what only TRL's trainers
+            refuse (see ``trl_training.train_by_trl``).
     """
     check_lengths(model, objective.rows)
     batches = schedule_batches([row.length for row in objective.rows], recipe, seed)
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "rows": len(objective.rows)}, sort_keys=True)
+    if recipe.trainer == "trl":
+        from baselines.post_training.trl_training import train_by_trl  # takes seconds to import
+
+        return train_by_trl(model, objective, recipe, seed, batches, run, checkpoint, after_step)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=recipe.weight_decay, fused=True)
-    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "rows": len(objective.rows)}, sort_keys=True)
     costs, began = transformer_flops(model), time.perf_counter()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -180,16 +202,10 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             state.losses.append(value)
-            state.flops += _step_flops(costs, objective, batches[step], recipe)
+            state.flops += step_flops(costs, objective, batches[step], recipe, model.device.type)
             state.rows, state.tokens = state.rows + len(batches[step]), state.tokens + n_tokens
             done = step + 1
-            if done % max(1, len(batches) // 10) == 0:
-                recent = state.losses[-max(1, len(batches) // 10) :]
-                pace = (time.perf_counter() - began) / (done - first)
-                print(
-                    f"step {done}/{len(batches)}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
-                    flush=True,
-                )
+            show_progress(state.losses, len(batches), done - first, began)
             last = done == len(batches)
             if checkpoint and (last or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)):
                 save(checkpoint, run, parameters, optimizer, state)
@@ -221,7 +237,26 @@ def _parts(indices: Sequence[int], recipe: Recipe) -> list[Sequence[int]]:
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _step_flops(costs: Any, objective: Objective, indices: Sequence[int], recipe: Recipe) -> int:
-    return sum(
-        costs.step(*shape_of([objective.rows[i] for i in part])) for part in _parts(indices, recipe)
-    )  # the optimizer's own work is left out, by convention
+def step_flops(
+    costs: TransformerFlops, objective: Objective, indices: Sequence[int], recipe: Recipe, device: str
+) -> int:
+    """FLOPs of a step on the rows ``indices``; the optimizer's own work is left out, by convention."""
+    if recipe.trainer == "trl":
+        data = objective.data
+        return sum(trl_flops(costs, data, part, device) for part in parts_of(indices, recipe))
+    return sum(costs.step(*shape_of([objective.rows[i] for i in part])) for part in _parts(indices, recipe))
+
+
+def show_progress(losses: Sequence[float], steps: int, n_run: int, began: float) -> None:
+    """Print a line every tenth of the steps.
+
+    Args:
+        losses: of the steps so far.
+        steps: in all.
+        n_run: of them since ``began``, a time of ``time.perf_counter``.
+    """
+    tenth = max(1, steps // 10)
+    if len(losses) % tenth == 0:
+        recent = losses[-tenth:]
+        pace = 1e3 * (time.perf_counter() - began) / n_run
+        print(f"step {len(losses)}/{steps}: loss {sum(recent) / len(recent):.4f}, {pace:.0f} ms a step", flush=True)

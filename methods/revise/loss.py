@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from baselines.post_training.batches import Batch, Encoded, Ids, Pair, encode_pair
-from baselines.post_training.objectives import Totals, dpo_loss, sft_loss
+from baselines.post_training.objectives import Data, Preferences, Totals, dpo_loss, sft_loss
 from rematch.errors import RematchError
 
 BETA = 0.1
@@ -77,7 +78,24 @@ class ReviseObjective:
         if weights.preference and (reference is None or len(reference) != len(pairs)):
             raise RematchError(f"ReVISE: the preference loss needs a reference margin for each of {len(pairs)} pairs")
         self.rows: Sequence[Encoded] = [encode_pair(pair, lambda chosen: sft_mask(chosen, refine)) for pair in pairs]
-        self.reference, self.weights, self.beta = reference, weights, beta
+        self.pairs, self.reference, self.refine = pairs, reference, refine
+        self.weights, self.beta = weights, beta
+
+    @cached_property
+    def data(self) -> Data:
+        """For TRL, whose likelihood takes all tokens of a chosen continuation: wrong attempts stand in the context.
+
+        Raises:
+            RematchError: L_SFT leaves out some of a chosen continuation.
+        """
+        for pair in self.pairs:
+            if not all(sft_mask(pair.chosen, self.refine)):
+                raise RematchError(
+                    f"ReVISE: TRL counts all of a chosen continuation, and of {pair.chosen} only what begins with the last R "
+                    "counts: put what stands before it into the context, or train with trainer: own"
+                )
+        reference = [0.0] * len(self.pairs) if self.reference is None else self.reference.tolist()
+        return Preferences(self.pairs, reference, self.beta, (self.weights.preference, self.weights.sft))
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """L of a batch's share in its step."""

@@ -1,10 +1,10 @@
-"""One stage of ReVISE, trained by the project's own exact loop or by TRL's trainer."""
+"""One stage of ReVISE."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from baselines.post_training.batches import Pair
 from baselines.post_training.dpo import PreferenceTraining
@@ -13,9 +13,6 @@ from baselines.post_training.training import Recipe, train
 from methods.revise.loss import BETA, OFFICIAL, LossWeights, ReviseObjective
 from methods.revise.tokens import Tokens, check_tokens
 from rematch.errors import RematchError
-
-if TYPE_CHECKING:
-    from baselines.post_training.trl_training import PairTrainer
 
 STAGE_RECIPE = Recipe(learning_rate=1e-5, batch_size=64, epochs=1, warmup=0.1, schedule="linear")
 """Both stages in the official code; the paper's text has a cosine decay."""
@@ -51,30 +48,3 @@ def train_stage(
         margins, flops = reference_margins(model if reference is None else reference, pairs)
     objective = ReviseObjective(pairs, margins, tokens.refine, weights, beta)
     return PreferenceTraining(train(model, objective, recipe, seed, checkpoint, after_step), flops)
-
-
-def stage_trainer(
-    model: Any,
-    tokenizer: Any,
-    pairs: Sequence[Pair],
-    output_dir: str,
-    weights: LossWeights = OFFICIAL,
-    beta: float = BETA,
-    reference: Any = None,
-    **options: Any,
-) -> PairTrainer:
-    """TRL's trainer of the same loss, which runs two sequences a pair; ``.train()`` it.
-
-    ``options`` go to ``trl.DPOConfig``; without any, the optimisation is that of ``STAGE_RECIPE`` in batches of one device,
-    its length limit and gradient checkpointing aside. Wrong attempts stand in the context, so that TRL's likelihood term,
-    which takes all tokens of the chosen continuation, is L_SFT.
-    """
-    from baselines.post_training.trl_training import pair_trainer
-
-    given: dict[str, Any] = {
-        "learning_rate": STAGE_RECIPE.learning_rate, "per_device_train_batch_size": STAGE_RECIPE.batch_size,
-        "num_train_epochs": STAGE_RECIPE.epochs, "warmup_steps": STAGE_RECIPE.warmup, "lr_scheduler_type": "linear", **options,
-    }  # fmt: skip
-    return pair_trainer(
-        model, tokenizer, pairs, output_dir, (weights.preference, weights.sft), beta, reference, **given
-    )

@@ -90,6 +90,11 @@ class FineTuned:
         """
         where, seed = f"bases.{job.name}", job.seed or 0
         recipe = made(Recipe, self.recipe, f"{where}: recipe")
+        if self.curve_points and recipe.processes > 1:
+            raise RematchError(
+                f"{where}: curve_points: {self.curve_points}; with processes: {recipe.processes} the model is elsewhere while it "
+                "trains: give curve_points: 0, or processes: 1"
+            )
         model, tokenizer = self._fresh(job, seed, where)
         tokens = add_tokens(tokenizer, model)
         task = load_task(job.needs["questions"], tokenizer)
@@ -105,8 +110,9 @@ class FineTuned:
                 curve.append((step, accuracy))
 
         n_steps = recipe.steps if recipe.steps is not None else recipe.epochs * -(-len(problems) // recipe.batch_size)
-        every = max(1, n_steps // self.curve_points) if self.curve_points else n_steps + 1
-        done = train(model, objective, recipe, seed, job.out / "checkpoint", after_step=measure)
+        every = max(1, n_steps // max(1, self.curve_points))
+        after_step = measure if self.curve_points else None
+        done = train(model, objective, recipe, seed, job.out / "checkpoint", after_step)
         notes = {"curve": curve, "final_loss": done.final_loss, "steps": done.steps}
         return save_model(model, tokenizer, job.out, done.flops, done.rows, done.tokens, notes)
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_revise import END, MAKERS, REFINE, TableModel, gpt2, llama, problem, tokenizer
+from tiny_revise import END, MAKERS, REFINE, TableModel, gpt2, llama, problem
 from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.post_training.batches import Batch, Ids, Pair, collate
 from baselines.post_training.objectives import Totals, reference_margins
-from baselines.post_training.training import batch_loss
+from baselines.post_training.training import Recipe, batch_loss
 from methods.revise.attempts import Row
 from methods.revise.loss import OFFICIAL, SFT_ONLY, TEXT, LossWeights, ReviseObjective, sft_mask
 from methods.revise.preferences import StageName, preference_pairs
 from methods.revise.tokens import Tokens
-from methods.revise.training import stage_trainer
 from rematch.errors import RematchError
 
 TOKENS = Tokens(END, REFINE)
@@ -236,21 +235,28 @@ def test_bad_input() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maker", MAKERS)
-def test_trl_has_the_same_loss_and_gradients(maker: str, tmp_path: Path) -> None:
-    model, reference = MAKERS[maker](), MAKERS[maker](seed=1)
-    for stage, eos_after_refine in CASES:
+def test_trl_has_the_same_loss_and_gradients(tmp_path: Path) -> None:
+    from baselines.post_training.trl_training import make_trainer
+
+    model, reference = llama(), llama(seed=1)
+    recipe = Recipe(batch_size=len(ROWS), steps=1, by_length=False, trainer="trl")
+    for (stage, eos_after_refine), weights in product(CASES, (OFFICIAL, TEXT, SFT_ONLY)):
         pairs = pairs_of(stage, eos_after_refine)
-        for weights in (OFFICIAL, TEXT):
-            ours = whole_loss(model, pairs, reference_margins(reference, pairs)[0], weights)
-            expected = torch.autograd.grad(ours, list(model.parameters()))
-            trainer = stage_trainer(
-                model, tokenizer(), pairs, str(tmp_path), weights, reference=reference, use_cpu=True,
-                gradient_checkpointing=False, bf16=False,
-            )  # fmt: skip
-            rows = [trainer.train_dataset[i] for i in range(len(pairs))]
-            assert [(tuple(r["prompt_ids"]), tuple(r["chosen_ids"]), tuple(r["rejected_ids"])) for r in rows] == pairs
-            theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-            assert theirs.item() == pytest.approx(ours.item(), abs=1e-6)
-            for one, other in zip(torch.autograd.grad(theirs, list(model.parameters())), expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        margins = reference_margins(reference, pairs)[0] if weights.preference else None
+        ours = whole_loss(model, pairs, margins, weights)
+        expected = torch.autograd.grad(ours, list(model.parameters()))
+        trainer = make_trainer(model, ReviseObjective(pairs, margins, REFINE, weights).data, recipe, 0, tmp_path)
+        rows = [trainer.train_dataset[i] for i in range(len(pairs))]
+        assert [(tuple(r["prompt_ids"]), tuple(r["chosen_ids"]), tuple(r["rejected_ids"])) for r in rows] == pairs
+        ((part, shares),) = trainer.parts
+        theirs = trainer.compute_loss(trainer.model, trainer.collated(part, shares))
+        assert theirs.item() == pytest.approx(ours.item(), abs=1e-6)
+        for one, other in zip(torch.autograd.grad(theirs, list(model.parameters())), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_trl_is_refused_wrong_attempts_in_what_is_chosen() -> None:
+    pair = Pair((4, 5), (9, REFINE, 10, END), (9, END))
+    objective = ReviseObjective([pair], torch.zeros(1), REFINE)
+    with pytest.raises(RematchError, match="put what stands before it into the context, or train with trainer: own"):
+        _ = objective.data

@@ -158,6 +158,10 @@ def test_mistakes_name_the_base_and_the_key(
     [
         ({"sizes": {"hidden": 3}}, r"bases\.some: sizes: unknown key 'hidden'; allowed: hidden_size"),
         ({"recipe": {"lr": 3}}, r"bases\.some: recipe: unknown key 'lr'"),
+        (
+            {"recipe": {"trainer": "trl", "processes": 2}, "curve_points": 2},
+            r"bases\.some: curve_points: 2; with processes: 2 the model is elsewhere while it trains: give curve_points: 0",
+        ),
     ],
 )
 def test_mistakes_of_m0(needs: dict[str, Path], job: Callable[..., BaseJob], options: Any, message: str) -> None:
@@ -203,3 +207,29 @@ def test_continued_learns_from_right_samples_too(
     for made in (alone, both):
         assert read_notes(made.out)["post_flops"] == pytest.approx(target, rel=0.02)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+def test_every_recipe_may_be_trained_by_trl(room: Any, card: Any, tmp_path: Path) -> None:
+    """M0's own curve is measured while TRL trains; all that follows M0 is fed on its own samples."""
+    mine = {"m0": room.base_options["m0"] | {"recipe": room.base_options["m0"]["recipe"] | {"trainer": "trl"}}}
+    for name in ("revise", "rft", "dpo", "sft_continued"):
+        options = room.card.options("bases", name, "smoke") | room.base_options.get(name, {})
+        mine[name] = options | {"recipe": options["recipe"] | {"trainer": "trl"}}
+    trl = type(room)(card, "smoke", tmp_path, base_options=room.base_options | mine)
+    ours, theirs = (read_notes(each.build("m0")[0]) for each in (room, trl))
+    assert theirs["final_loss"] == pytest.approx(
+        ours["final_loss"], rel=0.03
+    )  # 60 steps at a rate that lets rounding grow
+    assert [step for step, _ in theirs["curve"]] == [30, 60]
+    spent = {}
+    for name in mine:
+        folder, info = trl.build(name)
+        assert name == "m0" or digest(folder) != digest(trl.build("m0")[0])
+        assert not list(folder.glob("checkpoint*"))
+        assert (folder / "config.json").read_text() == (room.build(name)[0] / "config.json").read_text()
+        spent[name] = info.train_flops - theirs["train_flops"]
+    first, second = read_notes(trl.build("revise")[0])["stages"]
+    assert second["start"] == second["samples"] == first["end"] == digest(trl.build("revise")[0] / "stage1")
+    assert second["end"] == digest(trl.build("revise")[0])
+    assert spent["sft_continued"] == pytest.approx(spent["revise"], rel=0.02)
