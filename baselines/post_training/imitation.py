@@ -63,7 +63,7 @@ def rft(
     ReVISE's paper does not say whether equal solutions are dropped; RFT's does drop them (Yuan et al., 2023).
 
     Args:
-        pool: of the model's own completions; sampling it is not counted here.
+        pool: of the model's own completions, to all of the problems or to the first ones; sampling it is not counted here.
     """
     examples = [problem.truth(end) for problem in problems] + right_examples(pool, problems, end)
     return train(model, SFTObjective(examples), recipe, seed, checkpoint)
@@ -103,6 +103,7 @@ def star(
     sampling: Sampling = POOL_SAMPLING,
     first_pool: Pool | None = None,
     checkpoint: Path | None = None,
+    others: Sequence[Problem] = (),
 ) -> list[StarLoop]:
     """STaR+, in place (Zelikman et al., 2022, with the ground truths as further examples, as in ReVISE's paper).
 
@@ -114,11 +115,12 @@ def star(
         k: samples a question, and as many hinted ones.
         first_pool: of the first loop, where it has been sampled already; its cost counts all the same.
         checkpoint: a folder, with one below it for each loop's training.
+        others: problems whose ground truths are trained on too, and which are not sampled.
     """
     if loops < 1:
         raise RematchError(f"star: loops must be at least 1, not {loops}")
     start = copy.deepcopy(model.state_dict())
-    truths = [problem.truth(end) for problem in problems]
+    truths = [problem.truth(end) for problem in (*problems, *others)]
     found: list[StarLoop] = []
     for loop in range(loops):
         own = first_pool if first_pool and not loop else None

@@ -11,7 +11,6 @@ that works as well when a first attempt stands between the question and the seco
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from baselines.post_training.batches import Ids
 from baselines.post_training.problems import Problem
 from rematch.errors import RematchError, unknown
-from workflows.revise.questions import Question
+from workflows.revise.questions import PARTS, Part, Question, is_of_part
 from workflows.revise.words import ASK, BOS, DIGITS, SPECIAL, encode_words, numbered, word_tokenizer
 
 LABELS = tuple("abcdefghijkl")
@@ -37,9 +36,6 @@ _PAIR_IDS = frozenset(IDS[word] for word in PAIRS)
 
 Split = Literal["id", "ood_long", "ood_carry"]
 SPLITS: tuple[Split, ...] = ("id", "ood_long", "ood_carry")
-Part = Literal["train", "validation", "test"]
-PARTS: dict[Part, range] = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
-"""Tenths of all sums, by their digits: no sum that is trained on with one seed is a test item of another."""
 
 Status = Literal["ok", "empty", "garbled", "too_short", "too_long", "wrong_labels"]
 _BLOCK = 512  # sums drawn at once; part of what a seed means
@@ -225,7 +221,7 @@ class Addition:
                 fits = longer if split == "ood_carry" else ~longer
                 for row in np.flatnonzero(fits):
                     key = bytes([*a[row].tolist(), *b[row].tolist()])
-                    if key not in seen and zlib.crc32(key) % 10 in PARTS[part]:
+                    if key not in seen and is_of_part(key, part):
                         seen.add(key)
                         yield a[row], b[row]
                 if len(seen) > before:

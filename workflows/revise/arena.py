@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from rematch.play import Skip
 from workflows.revise.contenders import FewShot, Oracle, Verifier
 from workflows.revise.data import ID, hash_of, problems_of, read_test
 from workflows.revise.models import load_model, load_pretrained, read_notes
+from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task
 from workflows.revise.written import Written, read_written
 
@@ -42,8 +43,7 @@ class Arena:
     Attributes:
         n_votes: trajectories a question in ``vote_accuracy``, where the level does not say.
         n_bins: of the histograms of verification scores.
-        n_transcripts: questions whose transcripts are shown, of the first seed; the first that were refined and the first that
-            were not, half each.
+        n_transcripts: questions whose transcripts are shown, the first ones of the first seed.
         lm_eval_task, lm_eval_limit: of ``FewShot``, and of ``lm_eval_accuracy``: ``gsm8k`` or ``math``, and how many of its
             questions; all where None.
         lm_eval_tokens: of an answer there, at most.
@@ -67,7 +67,7 @@ class Arena:
 
         The FLOPs of the outcome are those of post-training on ``flops_matched``, else those of answering a question.
         """
-        match = FewShotMatch(self, task) if isinstance(task.contender, FewShot) else Match(self, task)
+        match = _KINDS.get(type(task.contender), Match)(self, task)
         measurements, undefined = measure(match, task.metrics)
         return Outcome(
             measurements=measurements,
@@ -122,8 +122,17 @@ class Match:
         return load_task(self.folder, load_tokenizer(str(self.task.bases["m0"])))
 
     @cached_property
+    def _questions(self) -> list[Question]:
+        return read_test(self.folder, self.set)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What the questions are called."""
+        return [question.name for question in self._questions]
+
+    @cached_property
     def problems(self) -> list[Problem]:
-        return problems_of(read_test(self.folder, self.set), self.answer_task)
+        return problems_of(self._questions, self.answer_task)
 
     @cached_property
     def written(self) -> Written:
@@ -147,10 +156,10 @@ class Match:
     def _last(self, found: Sequence[Trajectory], n: int, tries: int | None = None) -> list[Attempt]:
         return [each.last(tries or self.tries) for each in found[:n]]
 
-    def right(self, n: int, written: Written | None = None) -> list[bool]:
+    def right(self, n: int) -> list[bool]:
         """Whether each question is answered right with n trajectories. Who cannot read a question has not."""
         answered: list[bool] = []
-        for i, (problem, found) in enumerate(zip(self.problems, (written or self.written).trajectories, strict=True)):
+        for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True)):
             last = self._last(found, n)
             answers = [attempt.answer(problem.final_answer) for attempt in last]
             if isinstance(self.contender, Oracle):
@@ -180,11 +189,16 @@ class Match:
 
     def equal_tokens_accuracy(self) -> Iterator[Measurement]:
         """Of a vote between as many trajectories as come nearest to the tokens that ReVISE generates for its own."""
-        theirs = self._read("revise_written")
-        budget, _ = theirs.cost(self.n, 2)
+        budget, _ = self._read("revise_written").cost(self.n, 2)
         most = max(map(len, self.written.trajectories), default=0)
-        counts = range(1, most + 1)
-        n = min(counts, key=lambda count: abs(self.written.cost(count, self.tries)[0] - budget))
+        costs = [self.written.cost(n, self.tries)[0] for n in range(1, most + 1)]
+        nearest = min(range(most), key=lambda i: abs(costs[i] - budget))
+        if budget - costs[nearest] > costs[0]:
+            raise RematchError(
+                f"{self.task.axis}: ReVISE generates {budget:.1f} tokens a question with {self.n} trajectories, and all {most} of the "
+                f"base '{self.base}' have {costs[-1]:.1f}; raise its n"
+            )
+        n = nearest + 1
         yield _share("equal_tokens_accuracy", self.right(n))
 
     # -- cost ---------------------------------------------------------------------------------------------------------
@@ -241,16 +255,25 @@ class Match:
         return attempt.answer(problem.final_answer) == problem.answer
 
     @cached_property
+    def _firsts_right(self) -> list[bool]:
+        """Of every question; who cannot read it has not answered it."""
+        return [
+            bool(found) and self._is_right(problem, found[0].attempts[0])
+            for problem, found in zip(self.problems, self.written.trajectories, strict=True)
+        ]
+
+    @cached_property
     def _cells(self) -> Cells:
-        first = [self._is_right(problem, found.attempts[0]) for problem, found in self._greedy]
-        last = [self._is_right(problem, found.last(self.tries)) for problem, found in self._greedy]
-        refined = [len(found.attempts[: self.tries]) > 1 for _, found in self._greedy]
-        return cells(first, refined, last)
+        refined = [bool(found) and len(found[0].attempts[: self.tries]) > 1 for found in self.written.trajectories]
+        last = [
+            bool(found) and self._is_right(problem, found[0].last(self.tries))
+            for problem, found in zip(self.problems, self.written.trajectories, strict=True)
+        ]
+        return cells(self._firsts_right, refined, last)
 
     def first_accuracy(self) -> Iterator[Measurement]:
         """Of greedy first attempts."""
-        items = [float(bool(found) and self._is_right(problem, found[0].attempts[0])) for problem, found in zip(self.problems, self.written.trajectories, strict=True)]  # fmt: skip
-        yield Measurement("first_accuracy", float(np.mean(items)), items=items)
+        yield _share("first_accuracy", self._firsts_right)
 
     def refine_rate(self) -> Iterator[Measurement]:
         yield Measurement("refine_rate", self._cells.refine_rate)
@@ -285,13 +308,11 @@ class Match:
         """The verification score of every greedy first attempt that came to its end, and whether it is right."""
         ended = [(problem, found.attempts[0]) for problem, found in self._greedy if found.attempts[0].ended]
         labels = [self._is_right(problem, attempt) for problem, attempt in ended]
-        if isinstance(self.contender, Verifier):
-            model, _, tokens = load_model(self.task.bases["verifier"])
-            scores, _ = solution_scores(
-                model, [problem.prompt for problem, _ in ended], [attempt.ids for _, attempt in ended], tokens.end
-            )
-            return scores.tolist(), labels
-        return [verification_score(attempt) for _, attempt in ended], labels
+        return self._scores(ended), labels
+
+    def _scores(self, attempts: Sequence[tuple[Problem, Attempt]]) -> list[float]:
+        """How right each attempt is held to be."""
+        return [verification_score(attempt) for _, attempt in attempts]
 
     def auroc(self) -> Iterator[Measurement]:
         """Of M(E) - M(R) after greedy first attempts."""
@@ -360,29 +381,56 @@ class Match:
     def notes(self) -> dict[str, Any]:
         """How many questions there were, and what to say where nothing, or everything, was refined."""
         found: dict[str, Any] = {"questions": len(self.problems)}
-        if self._greedy and self.tries > 1 and self._cells.note:
+        if self.tries > 1 and self._cells.note:
             found["refines"] = self._cells.note
         return found
 
     def exhibits(self) -> list[Exhibit]:
-        """Transcripts of greedy trajectories."""
+        """Transcripts of the greedy trajectories to the first questions."""
         if self.tries == 1 or self.task.axis != "ablation":
             return []
-        half = self.arena.n_transcripts // 2
-        refined = [pair for pair in self._greedy if len(pair[1].attempts) > 1][:half]
-        kept = [pair for pair in self._greedy if len(pair[1].attempts) == 1][: self.arena.n_transcripts - len(refined)]
-        return [self._transcript(problem, trajectory) for problem, trajectory in [*refined, *kept]]
+        asked = list(zip(self.names, self.problems, self.written.trajectories, strict=True))
+        return [self._transcript(*each) for each in asked[: self.arena.n_transcripts]]
 
-    def _transcript(self, problem: Problem, trajectory: Trajectory) -> Exhibit:
+    def _transcript(self, name: str, problem: Problem, found: Sequence[Trajectory]) -> Exhibit:
         show = self.answer_task.text
         fields = [("Question", show(problem.prompt)), ("Right answer", str(problem.answer))]
-        for number, attempt in enumerate(trajectory.attempts[: self.tries], start=1):
+        for number, attempt in enumerate(found[0].attempts[: self.tries] if found else (), start=1):
             verdict = "right" if self._is_right(problem, attempt) else "wrong"
             fields.append((f"Attempt {number}, {verdict}", show(attempt.ids)))
             end, refine = attempt.standalone
             decision = "refine" if attempt.refine else "done" if attempt.ended else "cut"
             fields.append(("Decision", f"{decision}: M(E) {end:.3f}, M(R) {refine:.3f}"))
-        return Exhibit("refined" if len(trajectory.attempts) > 1 else "kept", fields)
+        return Exhibit(name, fields)
+
+
+class VerifierMatch(Match):
+    """A model that only scores solutions: those of ReVISE's greedy first attempts."""
+
+    def __init__(self, arena: Arena, task: Task) -> None:
+        super().__init__(arena, task)
+        self._flops = 0
+        for metric in Arena.METRICS:
+            if metric != "auroc":
+                setattr(self, metric, _undefined("a verifier answers no question"))
+
+    def _scores(self, attempts: Sequence[tuple[Problem, Attempt]]) -> list[float]:
+        model, _, tokens = load_model(self.task.bases["verifier"])
+        scores, self._flops = solution_scores(
+            model, [problem.prompt for problem, _ in attempts], [attempt.ids for _, attempt in attempts], tokens.end
+        )
+        return [float(score) for score in scores]
+
+    @property
+    def train_flops(self) -> float:
+        return float(self.task.base_info["verifier"].train_flops)
+
+    @property
+    def own_flops(self) -> float:
+        return self._flops / max(1, len(self.problems))
+
+    def exhibits(self) -> list[Exhibit]:
+        return []
 
 
 class FewShotMatch:
@@ -419,11 +467,20 @@ class FewShotMatch:
     def __getattr__(self, metric: str) -> Any:
         if metric not in Arena.METRICS:
             raise AttributeError(metric)
+        return _undefined("lm-eval gives no such number")
 
-        def undefined() -> list[Measurement]:
-            raise Undefined(f"lm-eval gives no {metric}")
 
-        return undefined
+_KINDS: dict[type, Any] = {FewShot: FewShotMatch, Verifier: VerifierMatch}
+"""What plays contenders that are no models with a rule."""
+
+
+def _undefined(reason: str) -> Callable[[], list[Measurement]]:
+    """A metric that has no value."""
+
+    def measured() -> list[Measurement]:
+        raise Undefined(reason)
+
+    return measured
 
 
 def _share(metric: str, right: Sequence[bool]) -> Measurement:

@@ -11,6 +11,7 @@ from typing import Any
 from baselines.post_training.problems import Problem
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
+from workflows.revise.hub_questions import SOURCES, evaluation_questions, hub_questions
 from workflows.revise.questions import Question, read_questions, write_questions
 from workflows.revise.tasks import GENERATED, TEXT, AnswerTask, generated, write_task
 
@@ -59,13 +60,13 @@ class Questions:
             for split in task.splits[1:]:
                 tests[split] = task.questions(_given(self.n_ood, f"{where}: n_ood"), split, "test", seed)
             write_task(job.out, self.source, task)
+        elif self.source not in SOURCES:
+            raise unknown("source", self.source, (*GENERATED, *SOURCES), where)
         else:
             if self.task:
                 raise RematchError(
-                    f"{where}: task: options of the source '{GENERATED}', and the source is '{self.source}'"
+                    f"{where}: task: options of {', '.join(GENERATED)}, and the source is '{self.source}'"
                 )
-            from workflows.revise.hub_questions import evaluation_questions, hub_questions
-
             sizes = self.n_train, self.n_validation, self.n_test
             found = hub_questions(self.source, job.hub, seed, *sizes)
             notes[self.source] = dict(found.n_left_out)

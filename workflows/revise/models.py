@@ -21,12 +21,17 @@ from methods.revise.tokens import Tokens, add_tokens, find_tokens
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.hub import Hub
+from rematch.hub_files import read_json
 from rematch.hub_models import check_model
 from rematch.options import made
+from rematch.records import write_text
 from workflows.revise.data import TRAIN, VALIDATION, read_problems
 from workflows.revise.tasks import load_task
 
 NOTES, POINTER = "training.json", "hub.json"
+STAGE_1 = "stage1"
+"""Folder of the model after ReVISE's first stage, in that of the one after both."""
+
 MODEL_SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "initializer_range", "rope_theta",
@@ -101,19 +106,19 @@ class FineTuned:
         problems = read_problems(job.needs["questions"] / TRAIN, task)
         checked = read_problems(job.needs["questions"] / VALIDATION, task)[: self.curve_questions]
         objective = SFTObjective([problem.truth(tokens.end) for problem in problems])
-        curve: list[tuple[int, float]] = []
+        points = job.out / "checkpoint-curve" / "curve.json"
+        curve: dict[int, float] = dict(read_json(points)) if points.exists() else {}
 
         def measure(step: int, _: float) -> None:
-            if step % every == 0:
-                accuracy = greedy_accuracy(model, checked, tokens, self.max_new_tokens)
-                model.train()
-                curve.append((step, accuracy))
+            if step % every == 0 or step == n_steps:
+                curve[step] = greedy_accuracy(model, checked, tokens, self.max_new_tokens)
+                write_text(json.dumps(sorted(curve.items())), points)
 
         n_steps = recipe.steps if recipe.steps is not None else recipe.epochs * -(-len(problems) // recipe.batch_size)
         every = max(1, n_steps // max(1, self.curve_points))
         after_step = measure if self.curve_points else None
         done = train(model, objective, recipe, seed, job.out / "checkpoint", after_step)
-        notes = {"curve": curve, "final_loss": done.final_loss, "steps": done.steps}
+        notes = {"curve": sorted(curve.items()), "final_loss": done.final_loss, "steps": done.steps}
         return save_model(model, tokenizer, job.out, done.flops, done.rows, done.tokens, notes)
 
     def _fresh(self, job: BaseJob, seed: int, where: str) -> tuple[Any, Any]:

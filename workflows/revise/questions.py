@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rematch.errors import RematchError
 from rematch.hub_files import json_rows
 from rematch.records import write_text
+
+Part = Literal["train", "validation", "test"]
+PARTS: dict[Part, range] = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
+"""Tenths of all generated questions: none that is trained on with one seed is a test item of another."""
+
+
+def is_of_part(digits: bytes, part: Part) -> bool:
+    """Whether a generated question belongs to a part, by its digits."""
+    return zlib.crc32(digits) % 10 in PARTS[part]
 
 
 @dataclass(frozen=True)

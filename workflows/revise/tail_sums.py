@@ -8,7 +8,6 @@ solution tells how to mend it, for all its numbers are off by the same. Nothing 
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from baselines.post_training.batches import Ids
 from baselines.post_training.problems import Problem
 from rematch.errors import RematchError, unknown
-from workflows.revise.questions import Question
+from workflows.revise.questions import PARTS, Part, Question, is_of_part
 from workflows.revise.words import ASK, BOS, DIGITS, SPECIAL, encode_words, numbered, word_tokenizer
 
 WORDS = (*SPECIAL, *DIGITS)
@@ -28,9 +27,6 @@ _DIGIT_IDS = frozenset(IDS[digit] for digit in DIGITS)
 
 Split = Literal["id", "ood_dense"]
 SPLITS: tuple[Split, ...] = ("id", "ood_dense")
-Part = Literal["train", "validation", "test"]
-PARTS: dict[Part, range] = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
-"""Tenths of all questions, by their digits: none that is trained on with one seed is a test item of another."""
 
 Status = Literal["ok", "empty", "garbled", "too_short", "too_long"]
 _BLOCK, _TRIES = 512, 200  # questions drawn at once, which is part of what a seed means; blocks without a new one
@@ -93,7 +89,7 @@ class TailSums:
             dense = (digits % self.modulus > 0).sum(1) > self.most
             for row in digits[dense == (split == "ood_dense")].tolist():
                 key = bytes(row)
-                if key not in found and zlib.crc32(key) % 10 in PARTS[part]:
+                if key not in found and is_of_part(key, part):
                     found[key] = self._question(f"{split}/{part}/{len(found)}", row)
             idle = 0 if len(found) > before else idle + 1
             if idle == _TRIES:

@@ -17,9 +17,8 @@ from rematch.errors import RematchError, unknown
 from rematch.options import made
 from rematch.records import write_text
 from workflows.revise.data import ID, problems_of, read_test, sets_of
-from workflows.revise.models import load_model, read_notes
+from workflows.revise.models import STAGE_1, load_model, read_notes
 from workflows.revise.tasks import load_task
-from workflows.revise.training import STAGE_1
 
 META = "written.json"
 

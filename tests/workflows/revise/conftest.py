@@ -21,6 +21,7 @@ from rematch.cards import Card
 FEW = {"max_new_tokens": 6}
 RECIPE = {"learning_rate": 0.002, "batch_size": 16, "steps": 4}
 WRITER = {"n": 3, "n_ood": 2, "sampling": FEW}
+RIVAL = WRITER | {"n": 6}  # as many tokens as ReVISE's two attempts at most
 SIZES: dict[str, dict[str, Any]] = {
     "questions": {"n_train": 64, "n_validation": 12, "n_test": 20, "n_ood": 10, "task": {"columns": 4, "most": 2, "modulus": 2}},
     "m0": {"recipe": {"steps": 60, "batch_size": 32, "learning_rate": 0.02, "warmup": 0.1}, "max_new_tokens": 6},
@@ -32,7 +33,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "star": {"k": 2, "loops": 2, "sampling": FEW, "recipe": RECIPE},
     "dpo": {"recipe": RECIPE, "per_question": 1},
     "verifier": {"recipe": RECIPE, "per_question": 1},
-} | dict.fromkeys(("m0_written", "revise_written", "rft_written"), WRITER)  # fmt: skip
+    "revise_written": WRITER,
+} | dict.fromkeys(("m0_written", "rft_written", "sft_continued_written"), RIVAL)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,13 +21,12 @@ from workflows.revise.addition import (
     SPLITS,
     WORDS,
     Addition,
-    Part,
     Split,
     decode,
     encode,
     longest_run,
 )
-from workflows.revise.questions import Question, read_questions, write_questions
+from workflows.revise.questions import Part, Question, read_questions, write_questions
 from workflows.revise.words import END, REFINE
 
 TASK = Addition()

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from baselines.post_training.dpo import solution_scores
 from methods.revise.trajectories import Attempt, Belief, Trajectory
+from methods.revise.verification import auroc
 from rematch.arena import Undefined
 from rematch.errors import RematchError
 from rematch.play import Skip
@@ -21,8 +23,9 @@ from workflows.revise import written as writing
 from workflows.revise.arena import Arena, Match
 from workflows.revise.contenders import FewShot, Oracle, Revise, Solver
 from workflows.revise.data import problems_of, read_test
+from workflows.revise.models import load_model
 from workflows.revise.tasks import load_task
-from workflows.revise.written import META
+from workflows.revise.written import META, read_written
 
 Play = Callable[..., dict[str, Any]]
 
@@ -56,6 +59,7 @@ def scripted(room: Any, tmp_path: Path) -> Callable[..., Match]:
         given = dataclasses.replace(base, contender=contender or Revise(), bases=bases, **task)
         match = Match(Arena(n_votes=3), given)
         match.problems = problems[: len(script)]
+        match.names = [f"id/test/{i}" for i in range(len(script))]
         return match
 
     return made
@@ -133,12 +137,24 @@ def test_verification_is_by_the_difference_of_beliefs(scripted: Callable[..., Ma
 
 
 def test_equal_tokens(scripted: Callable[..., Match]) -> None:
-    """ReVISE writes two attempts of 5 tokens to each of three samples; who writes one gets as many as come nearest."""
-    script = [[[WRONG_ASKS, WRONG_DONE], [WRONG_ASKS, DONE], [WRONG_ASKS, DONE]]] * 4
-    single = scripted(script, Solver(), axis="test_time_compute", level=1)
-    assert single.written.cost(2, 1)[0] == single.written.cost(1, 2)[0] == 10
+    """ReVISE writes two attempts of 5 tokens to each of n samples; who writes one may have two samples for each."""
+    sure, other = [DONE], [WRONG_ASKS, DONE]
+    script = [[other, sure, sure, sure]] * 4
+    single = scripted(script, Solver(), axis="test_time_compute", level=2)
+    written = single.written
+    single._read = lambda base: written  # type: ignore[method-assign]
+    assert single.written.cost(2, 2)[0] == single.written.cost(3, 1)[0] == 15
     (found,) = single.equal_tokens_accuracy()
-    assert found.items == [float(each) for each in single.right(2)]
+    assert found.items == [1.0] * 4 == [float(each) for each in single.right(3)]
+    assert not any(single.right(2))
+    single.n = 4  # 25 tokens, and all four have 20
+    (found,) = single.equal_tokens_accuracy()
+    assert found.items == [1.0] * 4
+    double = scripted([[other, other, other]] * 4, Solver(), axis="test_time_compute", level=3)
+    with pytest.raises(
+        RematchError, match=r"30\.0 tokens a question with 3 trajectories, and all 3 .* have 15\.0; raise its n"
+    ):
+        list(double.equal_tokens_accuracy())
 
 
 def test_nothing_is_dropped_silently(scripted: Callable[..., Match], room: Any) -> None:
@@ -158,16 +174,16 @@ def test_nothing_is_dropped_silently(scripted: Callable[..., Match], room: Any) 
 
 def test_transcripts_say_what_happened(scripted: Callable[..., Match]) -> None:
     match = scripted(SCRIPT)
-    match.arena.n_transcripts = 3
+    match.arena.n_transcripts = 2
     shown = match.exhibits()
-    assert [each.title.partition(" ")[0] for each in shown] == ["refined", "kept", "kept"]
-    fields = dict(shown[0].fields)
-    assert fields["Question"].startswith("<bos> ")
-    assert fields["Decision"].startswith("done")
-    assert [name for name, _ in shown[0].fields] == [
+    assert [each.title for each in shown] == ["id/test/0", "id/test/1"]
+    assert [name for name, _ in shown[0].fields] == ["Question", "Right answer", "Attempt 1, right", "Decision"]
+    assert dict(shown[0].fields)["Question"].startswith("<bos> ")
+    assert dict(shown[0].fields)["Decision"] == "done: M(E) 0.900, M(R) 0.100"
+    assert [name for name, _ in shown[1].fields] == [
         "Question", "Right answer", "Attempt 1, wrong", "Decision", "Attempt 2, right", "Decision",
     ]  # fmt: skip
-    assert shown[0].fields[3][1] == "refine: M(E) 0.100, M(R) 0.900"
+    assert shown[1].fields[3][1] == "refine: M(E) 0.100, M(R) 0.900"
     assert scripted(SCRIPT, Revise(tries=1)).exhibits() == []
 
 
@@ -203,15 +219,28 @@ def test_the_level_picks_what_was_learned_from(play: Play) -> None:
 
 
 def test_more_trajectories_than_there_are(play: Play) -> None:
-    with pytest.raises(RematchError, match=r"test_time_compute: 9 trajectories .* the base 'm0_written' has 3"):
+    with pytest.raises(RematchError, match=r"test_time_compute: 9 trajectories .* the base 'm0_written' has 6"):
         play("test_time_compute", "sft", 9)
 
 
-def test_the_verifier_scores_revises_first_attempts(play: Play) -> None:
-    metrics = ("accuracy", "score_density")
-    mine, its = play("ablation", "revise_first", 1, *metrics), play("ablation", "verifier", 1, *metrics)
-    assert mine["accuracy"] == its["accuracy"]
-    assert mine != its
+def test_the_verifier_scores_revises_first_attempts(play: Play, room: Any) -> None:
+    outcome = room.play("ablation", "verifier", 1)
+    assert {m.metric for m in outcome.measurements} <= {"auroc"}
+    assert set(outcome.undefined) >= {"accuracy", "first_accuracy", "fate", "score_density"}
+    assert outcome.train_flops == room.build("verifier")[1].train_flops
+    written = read_written(room.build("revise_written")[0], "id").trajectories
+    questions = room.build("questions")[0]
+    problems = problems_of(read_test(questions, "id"), load_task(questions))
+    model, _, tokens = load_model(room.build("verifier")[0])
+    firsts = [(problem, found[0].attempts[0]) for problem, found in zip(problems, written, strict=True)]
+    ended = [(problem, attempt) for problem, attempt in firsts if attempt.ended]
+    right = [problem.is_right(attempt.ids) for problem, attempt in ended]
+    scores = [
+        solution_scores(model, [problem.prompt], [attempt.ids], tokens.end)[0].item() for problem, attempt in ended
+    ]
+    (measured,) = outcome.measurements
+    assert measured.value == pytest.approx(auroc(scores, right))
+    assert measured.value != pytest.approx(play("ablation", "revise", 1, "auroc")["auroc"])
 
 
 def test_the_calibration_is_m0s(play: Play, room: Any) -> None:

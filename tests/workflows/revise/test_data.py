@@ -54,6 +54,14 @@ def test_seeds_have_their_own_questions(job: Callable[..., BaseJob]) -> None:
         ({"n_train": None}, r"bases\.some: n_train: how many questions to generate must be given"),
         ({"task": {"column": 3}}, r"bases\.some: task: unknown key 'column'; allowed: .*Did you mean 'columns'"),
         ({"task": {"neutral": 2.0}}, "neutral is a probability"),
+        (
+            {"source": "gsm8"},
+            r"bases\.some: unknown source 'gsm8'; allowed: tail_sums, addition, .*Did you mean 'gsm8k'",
+        ),
+        (
+            {"source": "gsm8k", "task": {"columns": 3}},
+            r"task: options of tail_sums, addition, and the source is 'gsm8k'",
+        ),
         ({"others": ["gsm8k"]}, r"bases\.some: others: data sets, and the source is 'tail_sums'"),
     ],
 )

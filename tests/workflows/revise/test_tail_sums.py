@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from methods.revise.tokens import find_tokens
 from rematch.errors import RematchError
-from workflows.revise.questions import Question
-from workflows.revise.tail_sums import IDS, PARTS, SPLITS, TailSums
+from workflows.revise.questions import PARTS, Question
+from workflows.revise.tail_sums import IDS, SPLITS, TailSums
 from workflows.revise.words import END, REFINE
 
 TASK = TailSums()

@@ -13,10 +13,14 @@ import torch
 from baselines.post_training.checkpoints import weights_digest
 from rematch.arena import BaseJob
 from rematch.errors import RematchError
-from workflows.revise import training as module
+from rematch.source import imported_modules
+from workflows.revise import models, post_training, rivals
+from workflows.revise.curriculum import Revise
 from workflows.revise.models import FineTuned, load_model, read_notes
-from workflows.revise.training import RFT, Continued, Revise, Samples, Star, read_pool
+from workflows.revise.post_training import Samples, read_pool
+from workflows.revise.rivals import RFT, Continued, Star
 
+ROOT = Path(__file__).resolve().parents[3]
 TRAINED = ("rft", "star", "dpo", "verifier", "revise", "sft_continued")
 
 
@@ -107,17 +111,19 @@ def test_going_on_costs_what_revise_did(room: Any, name: str) -> None:
     assert spent == pytest.approx(read_notes(room.build("revise")[0])["post_flops"], rel=0.02)
 
 
-def test_star_strips_hints_and_starts_anew(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_star_is_given_hints_and_all_ground_truths(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = module.star
+    real = rivals.star
 
     def spy(model: Any, problems: Any, hint: Any, *rest: Any, **more: Any) -> Any:
-        seen.append((problems, hint))
+        seen.append((problems, hint, more["others"]))
         return real(model, problems, hint, *rest, **more)
 
-    monkeypatch.setattr(module, "star", spy)
+    monkeypatch.setattr(rivals, "star", spy)
+    monkeypatch.setitem(room.base_options, "star", room.base_options["star"] | {"n_questions": 20})
     folder, _ = room.build_anew("star", None, 0)
-    problems, hint = seen[0]
+    problems, hint, others = seen[0]
+    assert (len(problems), len(others)) == (20, 44)
     assert len(hint(problems[0])) == len(problems[0].prompt) + len(problems[0].solution)
     assert len(read_notes(folder)["n_right"]) == 2
 
@@ -132,6 +138,21 @@ def test_fewer_questions_are_the_first(needs: dict[str, Path], job: Callable[...
     trained = job({"m0": needs["m0"], "questions": needs["questions"], "samples_fewer": made.out})
     RFT(n_questions=20, recipe={"steps": 1}).build(trained)
     assert read_notes(trained.out)["n_questions"] == 20
+
+
+def test_all_ground_truths_are_imitated_where_nothing_is_said(
+    needs: dict[str, Path], job: Callable[..., BaseJob], room: Any
+) -> None:
+    """M0 has seen them all, and so may who goes on from it, however many questions it samples."""
+    made = job({**needs, "samples": room.build("samples_fewer")[0]})
+    recipe = {"batch_size": 1, "learning_rate": 1e-5}
+    info = RFT(n_questions=32, recipe=recipe).build(made)
+    assert info.samples_seen == 64 + read_notes(made.out)["n_kept"]
+    made = job({**needs, "samples": room.build("samples_fewer")[0]})
+    info = RFT(n_questions=32, n_truths=40, recipe=recipe).build(made)
+    assert info.samples_seen == 40 + read_notes(made.out)["n_kept"]
+    with pytest.raises(RematchError, match=r"bases\.some: n_truths: 30; n_questions are 32"):
+        RFT(n_questions=32, n_truths=30, recipe=recipe).build(made)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,7 @@ def test_a_killed_curriculum_goes_on_bit_for_bit(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_model", kill)
+        patch.setattr(post_training, "save_model", kill)
         with pytest.raises(Killed):
             Revise(**options).build(killed)  # type: ignore[arg-type]
     assert list(killed.out.glob("checkpoint/*"))
@@ -200,10 +221,10 @@ def test_continued_learns_from_right_samples_too(
     revise = room.build("revise")[0]
     recipe = {"learning_rate": 0.002, "batch_size": 4}
     alone, both = job(needs | {"revise": revise}), job(needs | {"revise": revise})
-    Continued(recipe=recipe, share=0.8).build(alone)
-    Continued(recipe=recipe, share=0.8, own_samples=True).build(both)
+    Continued(recipe=recipe).build(alone)
+    Continued(recipe=recipe, own_samples=True).build(both)
     assert digest(alone.out) != digest(both.out)
-    target = 0.8 * read_notes(revise)["post_flops"]
+    target = read_notes(revise)["post_flops"]
     for made in (alone, both):
         assert read_notes(made.out)["post_flops"] == pytest.approx(target, rel=0.02)
     assert torch.get_num_threads() == 1
@@ -233,3 +254,36 @@ def test_every_recipe_may_be_trained_by_trl(room: Any, card: Any, tmp_path: Path
     assert second["start"] == second["samples"] == first["end"] == digest(trl.build("revise")[0] / "stage1")
     assert second["end"] == digest(trl.build("revise")[0])
     assert spent["sft_continued"] == pytest.approx(spent["revise"], rel=0.02)
+
+
+def test_a_change_of_the_method_retrains_no_rival() -> None:
+    """What a base's digest depends on is what its module imports."""
+    for module_name in ("workflows.revise.rivals", "workflows.revise.post_training", "workflows.revise.models"):
+        found = imported_modules(ROOT, (module_name,))
+        assert not {"methods.revise.loss", "methods.revise.curriculum", "methods.revise.training"} & set(found)
+    for module_name in ("workflows.revise.written", "workflows.revise.arena"):
+        found = imported_modules(ROOT, (module_name,))
+        assert not {"methods.revise.loss", "methods.revise.curriculum", "baselines.post_training.imitation"} & set(
+            found
+        )
+    assert "methods.revise.loss" in imported_modules(ROOT, ("workflows.revise.curriculum",))
+
+
+def test_the_curve_outlives_a_kill(room: Any, job: Callable[..., BaseJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = room.card.options("bases", "m0", "smoke") | room.base_options["m0"]
+    options["recipe"] = options["recipe"] | {"checkpoint_every": 30}
+    made = job({"questions": room.build("questions")[0]})
+
+    class Killed(Exception):
+        pass
+
+    def kill(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save_model", kill)
+        with pytest.raises(Killed):
+            FineTuned(**options).build(made)
+    FineTuned(**options).build(made)
+    assert read_notes(made.out)["curve"] == read_notes(room.build("m0")[0])["curve"]
+    assert not list(made.out.glob("checkpoint*"))
