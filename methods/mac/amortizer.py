@@ -7,7 +7,7 @@ frozen language model (the paper's amortization network; layers after the offici
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from rematch.errors import RematchError, unknown
 Architecture = Literal["encdec", "encoder", "decoder"]
 """Encoder-decoder; encoder with the learned vectors appended to the text; causal decoder, likewise (table 7)."""
 
-BackboneSource = PreTrainedConfig | PreTrainedModel | str
+BackboneSource: TypeAlias = PreTrainedConfig | PreTrainedModel | str
 """A configuration (random weights), a model (copied), or an id of the hub or a folder (loaded)."""
 
 

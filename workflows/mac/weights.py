@@ -93,7 +93,7 @@ class Weights:
             kept = [anchors[int(i)] for i in rng.integers(len(anchors), size=self.batch_size)]
             yield MetaBatch(
                 *_padded(tokenizer, [document.text for document in chosen], self.max_document),
-                encode_pairs(tokenizer, pairs, multiple=MULTIPLE),  # type: ignore[arg-type]
+                encode_pairs(tokenizer, pairs, multiple=MULTIPLE),
                 *_padded(tokenizer, kept, self.max_document),
             )
 
