@@ -153,14 +153,11 @@ class Match:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _last(self, found: Sequence[Trajectory], n: int, tries: int | None = None) -> list[Attempt]:
-        return [each.last(tries or self.tries) for each in found[:n]]
-
     def right(self, n: int) -> list[bool]:
         """Whether each question is answered right with n trajectories. Who cannot read a question has not."""
         answered: list[bool] = []
         for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True)):
-            last = self._last(found, n)
+            last = [each.last(self.tries) for each in found[:n]]
             answers = [attempt.answer(problem.final_answer) for attempt in last]
             if isinstance(self.contender, Oracle):
                 answered.append(pass_at_n(answers, problem.answer))
@@ -189,6 +186,7 @@ class Match:
 
     def equal_tokens_accuracy(self) -> Iterator[Measurement]:
         """Of a vote between as many trajectories as come nearest to the tokens that ReVISE generates for its own."""
+        self._need(1)
         budget, _ = self._read("revise_written").cost(self.n, 2)
         most = max(map(len, self.written.trajectories), default=0)
         costs = [self.written.cost(n, self.tries)[0] for n in range(1, most + 1)]
@@ -198,8 +196,7 @@ class Match:
                 f"{self.task.axis}: ReVISE generates {budget:.1f} tokens a question with {self.n} trajectories, and all {most} of the "
                 f"base '{self.base}' have {costs[-1]:.1f}; raise its n"
             )
-        n = nearest + 1
-        yield _share("equal_tokens_accuracy", self.right(n))
+        yield _share("equal_tokens_accuracy", self.right(nearest + 1))
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
