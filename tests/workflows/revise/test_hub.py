@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import revise_mirror
 from rooms import Room, load_card
 
+from baselines.loading import load_lm
+from baselines.post_training.checkpoints import weights_digest
 from methods.revise.tokens import ADDED_REFINE, LLAMA3_REFINE
 from rematch.errors import RematchError
 from rematch.play import Skip
@@ -134,7 +136,10 @@ def test_an_instruct_model_is_taken_as_it_is(rooms: dict[str, Room], mirror: Pat
     folder, info = room.build("m0")
     assert info.train_flops == 0
     assert read_notes(folder)["steps"] == 0
-    assert room.play("ablation", "sft", 1).measurements
+    model, tokenizer, tokens = load_model(folder)
+    assert tokenizer.chat_template
+    assert tokenizer.convert_ids_to_tokens(tokens.end) == revise_mirror.END_OF_TURN
+    assert weights_digest(model) == weights_digest(load_lm(str(mirror / "models" / revise_mirror.LLAMA_INSTRUCT)))
 
 
 def test_a_model_that_is_not_in_the_mirror(rooms: dict[str, Room], mirror: Path, tmp_path: Path) -> None:
