@@ -111,6 +111,13 @@ def solve(
     return found, flops
 
 
+def why_unread(prompt: Ids, limit: int | None) -> Literal["empty_prompt", "too_long"] | None:
+    """Why a model that reads ``limit`` tokens, None for any number, cannot read a prompt; None where it can."""
+    if not prompt:
+        return "empty_prompt"
+    return "too_long" if limit is not None and len(prompt) > limit else None
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -157,9 +164,7 @@ def generate(
     read = on_ids(tokenizer, final_answer)
     limit = context_length(model)
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    unread: list[Status | None] = [
-        "empty_prompt" if not ids else "too_long" if limit is not None and len(ids) > limit else None for ids in encoded
-    ]
+    unread = [why_unread(ids, limit) for ids in encoded]
     asked = [i for i, status in enumerate(unread) if status is None]
     found, flops = solve(
         model, [encoded[i] for i in asked], tokens, n, tries, refine_mode, sampling, first_greedy, seed, asked, batch_size,

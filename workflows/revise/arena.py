@@ -362,14 +362,7 @@ class Match:
         from workflows.revise.few_shot import standard_scores
 
         model, tokenizer, _ = load_model(folder)
-        found = standard_scores(
-            model,
-            tokenizer,
-            self.arena.lm_eval_task,
-            self.task.hub,
-            self.arena.lm_eval_limit,
-            max_new_tokens=self.arena.lm_eval_tokens,
-        )
+        found = _by_lm_eval(standard_scores, self.arena, model, tokenizer, self.task.hub)
         yield Measurement("lm_eval_accuracy", float(np.mean(found.scores)), items=found.scores)
 
     # -- what a reader may look at ------------------------------------------------------------------------------------
@@ -446,14 +439,7 @@ class FewShotMatch:
         from workflows.revise.few_shot import few_shot_scores
 
         model, tokenizer = load_pretrained(self.task.bases["pretrained"], self.task.hub)
-        found = few_shot_scores(
-            model,
-            tokenizer,
-            self.arena.lm_eval_task,
-            self.task.hub,
-            self.arena.lm_eval_limit,
-            max_new_tokens=self.arena.lm_eval_tokens,
-        )
+        found = _by_lm_eval(few_shot_scores, self.arena, model, tokenizer, self.task.hub)
         self.notes |= {"statuses": dict(Counter(found.statuses)), "tokens": found.n_tokens / max(1, len(found.scores))}
         self.own_flops = found.flops / max(1, len(found.scores))
         yield Measurement("accuracy", float(np.mean(found.scores)), items=found.scores)
@@ -478,6 +464,13 @@ def _undefined(reason: str) -> Callable[[], list[Measurement]]:
         raise Undefined(reason)
 
     return measured
+
+
+def _by_lm_eval(scores_of: Callable[..., Any], arena: Arena, model: Any, tokenizer: Any, hub: Any) -> Any:
+    """What lm-eval finds on the arena's task."""
+    return scores_of(
+        model, tokenizer, arena.lm_eval_task, hub, arena.lm_eval_limit, max_new_tokens=arena.lm_eval_tokens
+    )
 
 
 def _share(metric: str, right: Sequence[bool]) -> Measurement:

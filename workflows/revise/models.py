@@ -133,7 +133,7 @@ class FineTuned:
         task = load_task(job.needs["questions"])
         if not hasattr(task, "tokenizer"):
             raise RematchError(
-                f"{where}: hub_id: a model from scratch is for generated questions; give a model of the hub"
+                f"{where}: hub_id: none is given, and a model from scratch is for generated questions only"
             )
         tokenizer = task.tokenizer()
         sizes = dict(self.sizes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from baselines.sampling import Sampling, context_length
-from methods.revise.inference import TEST_SAMPLING
+from methods.revise.inference import TEST_SAMPLING, why_unread
 from methods.revise.trajectories import Attempt, Belief, RefineMode, Trajectory, write_trajectories
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
@@ -74,7 +74,7 @@ class Writer:
         if self.stage not in (None, 1):
             raise RematchError(f"{where}: stage: {self.stage}; allowed: 1, the model after the first stage, or none")
         model, tokenizer, tokens = load_model(source / STAGE_1 if self.stage else source)
-        task = load_task(job.needs["questions"], tokenizer)
+        task, limit = load_task(job.needs["questions"], tokenizer), context_length(model)
         meta: dict[str, Any] = {}
         total, n_tokens, n_written = 0.0, 0, 0
         for name in sets_of(job.needs["questions"]):
@@ -82,7 +82,7 @@ class Writer:
             if not n:
                 continue
             problems = problems_of(read_test(job.needs["questions"], name), task)
-            statuses = [_status(problem.prompt, model) for problem in problems]
+            statuses = [why_unread(problem.prompt, limit) or "" for problem in problems]
             asked = [i for i, status in enumerate(statuses) if not status]
             found: list[list[Trajectory]] = [[] for _ in problems]
             flops: list[list[float]] = []
@@ -134,11 +134,3 @@ def _write(path: Path, found: Sequence[Sequence[Trajectory]]) -> None:
 def _attempt(values: Sequence[Any]) -> Attempt:
     ids, ended, refine, log_prob, in_trajectory, standalone, n_tokens = values
     return Attempt(tuple(ids), ended, refine, log_prob, Belief(*in_trajectory), Belief(*standalone), n_tokens)
-
-
-def _status(prompt: Sequence[int], model: Any) -> str:
-    """Why a prompt cannot be read; empty where it can."""
-    limit = context_length(model)
-    if not prompt:
-        return "empty_prompt"
-    return "too_long" if limit is not None and len(prompt) > limit else ""
