@@ -87,16 +87,14 @@ def encode_pairs(
         [*ids[: max_answer - 1], eos] if end else ids[:max_answer]
         for ids in _ids(tokenizer, [" " + pair.answer for pair in pairs], add_special_tokens=False)
     ]
-    longest = max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
-    longest = -(-longest // multiple) * multiple
-    ids = torch.full((len(pairs), longest), _padding(tokenizer))
-    attention, labels = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        length = len(question) + len(answer)
-        ids[row, :length] = torch.tensor(question + answer)
-        attention[row, :length] = 1
-        labels[row, len(question) : length] = True
-    return QABatch(ids, attention, labels)
+    rows = [question + answer for question, answer in zip(questions, answers, strict=True)]
+    longest = -(-max(map(len, rows)) // multiple) * multiple
+    padding = _padding(tokenizer)
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    places = torch.arange(longest)
+    real = places < torch.tensor(list(map(len, rows)))[:, None]
+    labels = real & (places >= torch.tensor(list(map(len, questions)))[:, None])
+    return QABatch(ids, real.long(), labels)
 
 
 def prefix_pair(tokenizer: PreTrainedTokenizerBase, text: str, share: float = 0.1) -> QAPair:
@@ -135,12 +133,10 @@ def encode_questions(
     """
     rows = _question_ids(tokenizer, questions, max_length - max_answer)
     longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), _padding(tokenizer))
-    attention = torch.zeros_like(ids)
-    for row, question in enumerate(rows):
-        ids[row, longest - len(question) :] = torch.tensor(question)
-        attention[row, longest - len(question) :] = 1
-    return ids, attention
+    padding = _padding(tokenizer)
+    ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows])
+    attention = torch.arange(longest) >= longest - torch.tensor(list(map(len, rows)))[:, None]
+    return ids, attention.long()
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
