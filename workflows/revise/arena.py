@@ -29,7 +29,7 @@ from workflows.revise.data import ID, hash_of, problems_of, read_test
 from workflows.revise.models import load_model, load_pretrained, read_notes
 from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task
-from workflows.revise.written import Written, read_written
+from workflows.revise.written import Cost, Written, read_cost, read_written
 
 
 @dataclass
@@ -136,15 +136,16 @@ class Match:
 
     @cached_property
     def written(self) -> Written:
-        return self._read(self.base)
-
-    def _read(self, base: str) -> Written:
-        written = read_written(self.task.bases[base], self.set)
+        written = read_written(self.task.bases[self.base], self.set)
         if len(written.trajectories) != len(self.problems):
             raise RematchError(
-                f"{base}: {len(written.trajectories)} questions, and the test set has {len(self.problems)}"
+                f"{self.base}: {len(written.trajectories)} questions, and the test set has {len(self.problems)}"
             )
         return written
+
+    @cached_property
+    def cost(self) -> Cost:
+        return read_cost(self.task.bases[self.base], self.set)
 
     @property
     def data_hash(self) -> str:
@@ -187,9 +188,9 @@ class Match:
     def equal_tokens_accuracy(self) -> Iterator[Measurement]:
         """Of a vote between as many trajectories as come nearest to the tokens that ReVISE generates for its own."""
         self._need(1)
-        budget, _ = self._read("revise_written").cost(self.n, 2)
+        budget, _ = read_cost(self.task.bases["revise_written"], self.set).of(self.n, 2)
         most = max(map(len, self.written.trajectories), default=0)
-        costs = [self.written.cost(n, self.tries)[0] for n in range(1, most + 1)]
+        costs = [self.cost.of(n, self.tries)[0] for n in range(1, most + 1)]
         nearest = min(range(most), key=lambda i: abs(costs[i] - budget))
         if budget - costs[nearest] > costs[0]:
             raise RematchError(
@@ -202,11 +203,11 @@ class Match:
 
     def tokens(self) -> Iterator[Measurement]:
         """Generated a question."""
-        yield Measurement("tokens", self.written.cost(self.n, self.tries)[0])
+        yield Measurement("tokens", self.cost.of(self.n, self.tries)[0])
 
     def flops(self) -> Iterator[Measurement]:
         """Of answering a question."""
-        yield Measurement("flops", self.written.cost(self.n, self.tries)[1])
+        yield Measurement("flops", self.cost.of(self.n, self.tries)[1])
 
     def post_flops(self) -> Iterator[Measurement]:
         """Of post-training, sampling included."""
@@ -236,7 +237,7 @@ class Match:
     def own_flops(self) -> float:
         if self.task.axis == "flops_matched":
             return float(self._written_notes["post_flops"])
-        return self.written.cost(self.n, self.tries)[1]
+        return self.cost.of(self.n, self.tries)[1]
 
     # -- first attempts, and what becomes of them ---------------------------------------------------------------------
 

@@ -21,27 +21,42 @@ from workflows.revise.models import STAGE_1, load_model, read_notes
 from workflows.revise.tasks import load_task
 
 META = "written.json"
+FIELDS = tuple(each.name for each in dataclasses.fields(Attempt))
+
+
+class Cost(NamedTuple):
+    """What trajectories to a test set cost.
+
+    Attributes:
+        n_questions: of the set.
+        tokens: generated for the first trajectory of all questions, for the second ones and so on, each by the number of tries.
+        flops: of the greedy trajectories and of one sampled one a question, each by the number of tries, of the whole set.
+    """
+
+    n_questions: int
+    tokens: list[list[int]]
+    flops: tuple[list[float], list[float]]
+
+    def of(self, n: int, tries: int) -> tuple[float, float]:
+        """Tokens and FLOPs a question, the mean, of n trajectories of as many tries at most."""
+        count = max(1, self.n_questions)
+        greedy, sampled = self.flops
+        flops = sum(greedy[:tries]) + (n - 1) * sum(sampled[:tries])
+        return sum(sum(each[:tries]) for each in self.tokens[:n]) / count, flops / count
 
 
 class Written(NamedTuple):
-    """Trajectories to a test set, and what they cost.
+    """Trajectories to a test set.
 
     Attributes:
         trajectories: of every question; the first is the greedy one. None for a prompt that the model cannot read.
         statuses: why not, ``empty_prompt`` or ``too_long``; empty for the others.
-        flops: of the greedy trajectories and of one sampled one a question, each by the number of tries, of the whole set.
+        cost: of all.
     """
 
     trajectories: list[list[Trajectory]]
     statuses: list[str]
-    flops: tuple[list[float], list[float]]
-
-    def cost(self, n: int, tries: int) -> tuple[float, float]:
-        """Tokens and FLOPs a question, the mean, of n trajectories of as many tries at most."""
-        count = max(1, len(self.trajectories))
-        n_tokens = sum(each.n_tokens(tries) for found in self.trajectories for each in found[:n])
-        greedy, sampled = self.flops
-        return n_tokens / count, (sum(greedy[:tries]) + (n - 1) * sum(sampled[:tries])) / count
+    cost: Cost
 
 
 @dataclass
@@ -74,6 +89,7 @@ class Writer:
         if self.stage not in (None, 1):
             raise RematchError(f"{where}: stage: {self.stage}; allowed: 1, the model after the first stage, or none")
         model, tokenizer, tokens = load_model(source / STAGE_1 if self.stage else source)
+        model.requires_grad_(False)  # so that no backward pass is counted
         task, limit = load_task(job.needs["questions"], tokenizer), context_length(model)
         meta: dict[str, Any] = {}
         total, n_tokens, n_written = 0.0, 0, 0
@@ -99,10 +115,9 @@ class Writer:
                     found[i].append(trajectory)
                     n_tokens += trajectory.n_tokens()
                 n_written += len(pairs)
-            meta[name] = {"flops": flops, "statuses": statuses}
+            meta[name] = {"flops": flops, "statuses": statuses, "tokens": _tokens(found, n, self.tries)}
             _write(job.out / f"{name}.jsonl", found)
-        notes = {"n": self.n, "tries": self.tries, "sets": meta}
-        (job.out / META).write_text(json.dumps(notes), encoding="utf-8")
+        (job.out / META).write_text(json.dumps(meta), encoding="utf-8")
         learned = read_notes(source)
         return BaseInfo(
             float(learned["train_flops"]), n_written, n_tokens,
@@ -111,24 +126,53 @@ class Writer:
         )  # fmt: skip
 
 
+def read_cost(folder: Path, name: str) -> Cost:
+    """What the trajectories of a base to a test set cost.
+
+    Raises:
+        RematchError: it wrote none to that set.
+    """
+    of_set = _meta(folder, name)
+    return Cost(len(of_set["statuses"]), of_set["tokens"], (of_set["flops"][0], of_set["flops"][1]))
+
+
 def read_written(folder: Path, name: str) -> Written:
     """The trajectories of a base to a test set.
 
     Raises:
         RematchError: it wrote none to that set.
     """
-    sets = json.loads((folder / META).read_text(encoding="utf-8"))["sets"]
+    statuses, cost = _meta(folder, name)["statuses"], read_cost(folder, name)
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return Written(
+        [[Trajectory(tuple(map(_attempt, each))) for each in json.loads(line)] for line in lines], statuses, cost
+    )
+
+
+def _meta(folder: Path, name: str) -> dict[str, Any]:
+    sets = json.loads((folder / META).read_text(encoding="utf-8"))
     if name not in sets:
         raise unknown("test set", name, sets, f"what {folder.parent.parent.name} has written to")
-    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [[Trajectory(tuple(map(_attempt, each))) for each in json.loads(line)] for line in lines]
-    greedy, sampled = sets[name]["flops"]
-    return Written(found, sets[name]["statuses"], (greedy, sampled))
+    return dict(sets[name])
+
+
+def _tokens(found: Sequence[Sequence[Trajectory]], n: int, tries: int) -> list[list[int]]:
+    """As of ``Cost``."""
+    total = [[0] * tries for _ in range(n)]
+    for some in found:
+        for row, trajectory in zip(total, some, strict=False):
+            for place, attempt in enumerate(trajectory.attempts):
+                row[place] += attempt.n_tokens
+    return total
 
 
 def _write(path: Path, found: Sequence[Sequence[Trajectory]]) -> None:
-    lines = [json.dumps([[dataclasses.astuple(a) for a in each.attempts] for each in some]) + "\n" for some in found]
-    write_text("".join(lines), path)
+    rows = ([[_row(attempt) for attempt in each.attempts] for each in some] for some in found)
+    write_text("".join(json.dumps(row) + "\n" for row in rows), path)
+
+
+def _row(attempt: Attempt) -> tuple[Any, ...]:
+    return tuple(getattr(attempt, name) for name in FIELDS)  # dataclasses.astuple copies deeply, which takes seconds
 
 
 def _attempt(values: Sequence[Any]) -> Attempt:

@@ -52,8 +52,9 @@ def scripted(room: Any, tmp_path: Path) -> Callable[..., Match]:
                 for attempts in trajectories
             ])  # fmt: skip
         writing._write(folder / "id.jsonl", found)
-        sets = {"id": {"flops": [[100.0, 50.0, 0.0], [80.0, 40.0, 0.0]], "statuses": [""] * len(found)}}
-        (folder / META).write_text(json.dumps({"n": 3, "tries": 3, "sets": sets}))
+        n = max(map(len, found))
+        costs = {"flops": [[100.0, 50.0, 0.0], [80.0, 40.0, 0.0]], "tokens": writing._tokens(found, n, 3)}
+        (folder / META).write_text(json.dumps({"id": {**costs, "statuses": [""] * len(found)}}))
         base = room.task("ablation", "revise", 1)
         bases = {"revise_written": folder, "questions": questions, "m0": base.bases["m0"]}
         given = dataclasses.replace(base, contender=contender or Revise(), bases=bases, **task)
@@ -99,8 +100,8 @@ def test_cut_at_the_first_attempt(scripted: Callable[..., Match]) -> None:
     match = scripted(SCRIPT, Revise(tries=1))
     assert values(match, "accuracy") == values(match, "first_accuracy")
     assert values(match, "refine_rate")[""] == 0
-    assert match.written.cost(1, 1) == (5.0, pytest.approx(100 / 6))
-    assert scripted(SCRIPT).written.cost(1, 2)[0] == pytest.approx((6 * 5 + 4 * 5) / 6)
+    assert match.cost.of(1, 1) == (5.0, pytest.approx(100 / 6))
+    assert scripted(SCRIPT).cost.of(1, 2)[0] == pytest.approx((6 * 5 + 4 * 5) / 6)
 
 
 def test_votes_on_the_same_trajectories(scripted: Callable[..., Match]) -> None:
@@ -141,9 +142,7 @@ def test_equal_tokens(scripted: Callable[..., Match]) -> None:
     sure, other = [DONE], [WRONG_ASKS, DONE]
     script = [[other, sure, sure, sure]] * 4
     single = scripted(script, Solver(), axis="test_time_compute", level=2)
-    written = single.written
-    single._read = lambda base: written  # type: ignore[method-assign]
-    assert single.written.cost(2, 2)[0] == single.written.cost(3, 1)[0] == 15
+    assert single.cost.of(2, 2)[0] == single.cost.of(3, 1)[0] == 15
     (found,) = single.equal_tokens_accuracy()
     assert found.items == [1.0] * 4 == [float(each) for each in single.right(3)]
     assert not any(single.right(2))

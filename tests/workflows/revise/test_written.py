@@ -43,7 +43,7 @@ def test_it_is_what_the_method_alone_writes(needs: dict[str, Path], write: Calla
     prompts = [problem.prompt for problem in problems_of(read_test(needs["questions"], "id"), task)]
     alone, flops = solve(model, prompts, tokens, 3, 3, sampling=Sampling(0.7, 1.0, 6), batch_size=256)
     assert found.trajectories == alone
-    assert len(prompts) * found.cost(3, 3)[1] == pytest.approx(flops)
+    assert len(prompts) * found.cost.of(3, 3)[1] == pytest.approx(flops)
 
 
 def test_costs_add_up_by_trajectories_and_tries(write: Callable[..., Path]) -> None:
@@ -52,8 +52,8 @@ def test_costs_add_up_by_trajectories_and_tries(write: Callable[..., Path]) -> N
     for n in (1, 2, 3):
         for tries in (1, 2, 3):
             tokens = sum(each.n_tokens(tries) for some in found.trajectories for each in some[:n])
-            assert found.cost(n, tries)[0] == pytest.approx(tokens / count)
-    (one, two, three), first = [found.cost(n, 1)[1] for n in (1, 2, 3)], found.cost(1, 3)[1]
+            assert found.cost.of(n, tries)[0] == pytest.approx(tokens / count)
+    (one, two, three), first = [found.cost.of(n, 1)[1] for n in (1, 2, 3)], found.cost.of(1, 3)[1]
     assert one < two < three
     assert three - two == pytest.approx(two - one)
     assert first >= one
