@@ -10,16 +10,16 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.checkpoints import resume, save
 from rematch.flops import count_flops
 
 Loss = Callable[[Tensor], Tensor]
@@ -135,7 +135,12 @@ def train(
         betas=recipe.betas,
         fused=True,
     )
-    start = _resume(checkpoint, model, optimizer) if checkpoint else 0
+    weights = dict(model.named_parameters()) | dict(model.named_buffers())
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "windows": windows.shape}, sort_keys=True)
+    before = resume(checkpoint, run, weights, optimizer) if checkpoint else None
+    start = before["step"] if before else 0
+    if start:
+        print(f"resumed at step {start}", flush=True)
     model.train()
 
     def batch(step: int) -> Tensor:
@@ -158,7 +163,7 @@ def train(
             recent = torch.stack(losses[-max(1, recipe.steps // 10) :]).mean().item()
             print(f"step {done}/{recipe.steps}: loss {recent:.4f}, {rate:,.0f} tokens/s", flush=True)
         if checkpoint and recipe.checkpoint_every and done % recipe.checkpoint_every == 0 and done < recipe.steps:
-            _save(checkpoint, model, optimizer, done)
+            save(checkpoint, run, weights, optimizer, {"step": done})
     model.eval()
     tail = losses[-max(1, recipe.steps // 10) :]
     return Training(
@@ -177,40 +182,3 @@ def evaluate(model: nn.Module, windows: np.ndarray, batch_size: int = 8, loss: L
     parts = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     total = sum(len(part) * loss(torch.from_numpy(part.astype(np.int64)).to(device)).item() for part in parts)
     return total / len(windows)
-
-
-# -- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """One file, put in place in one step: a run that is killed while it saves resumes from the checkpoint before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    tensors |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    temporary = folder / "checkpoint.tmp"
-    save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"step": json.dumps(step)})
-    temporary.replace(folder / "checkpoint.safetensors")
-
-
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the last checkpoint, if there is one; the number of steps that it had done."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        step = int(json.loads(file.metadata()["step"]))
-    tensors = load_file(path)
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[f"model.{name}"])
-        keys = [
-            key for key in tensors if key.startswith("optimizer.") and key.partition(".")[2].partition(".")[2] == name
-        ]
-        optimizer.state[parameter] = {key.split(".", 2)[1]: tensors[key] for key in keys}
-    for name, buffer in model.named_buffers():
-        buffer.copy_(tensors[f"model.{name}"])
-    print(f"resumed at step {step}", flush=True)
-    return step

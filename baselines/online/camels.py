@@ -7,9 +7,11 @@ documents, and the loss of the result on questions about them is differentiated,
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from baselines.checkpoints import resume, save
 from baselines.online.documents import Document
 from baselines.online.finetuning import weighted_loss
 from baselines.qa import QABatch, full_precision, qa_loss
@@ -134,6 +137,7 @@ class MetaRecipe:
         reset_every: batches after which the language model, which keeps its updates from batch to batch, starts anew.
         clip: largest norm of the network's gradient.
         n_positions: see ``weighted_loss``; None: the longest document of the batch.
+        checkpoint_every: steps between checkpoints, 0 for none; they are written where the language model starts anew.
     """
 
     inner_learning_rate: float = 5e-4
@@ -143,6 +147,7 @@ class MetaRecipe:
     reset_every: int = 4
     clip: float = 1e5
     n_positions: int | None = None
+    checkpoint_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,24 @@ class MetaTraining:
     seconds: float
 
 
+@dataclass
+class _State:
+    """How far meta-training has come."""
+
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    qa_losses: list[float] = field(default_factory=list)
+    anchors: list[float] = field(default_factory=list)
+
+
 def meta_train(
-    net: WeightNet, lm: Any, batches: Iterable[MetaBatch], recipe: MetaRecipe | None = None, seed: int = 0
+    net: WeightNet,
+    lm: Any,
+    batches: Iterable[MetaBatch],
+    recipe: MetaRecipe | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
 ) -> MetaTraining:
     """Train a weight network in place.
 
@@ -174,46 +195,60 @@ def meta_train(
         batches: in the order in which they are read; batches that are left over after the last full accumulation make a
             smaller step.
         seed: of dropout.
+        checkpoint: a folder from which an interrupted run is resumed, with the same batches, and into which checkpoints are
+            written.
+
+    Raises:
+        RematchError: the checkpoint is another run's.
     """
     recipe = MetaRecipe() if recipe is None else recipe
-    parameters = list(net.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    parameters = dict(net.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values(), lr=recipe.learning_rate)
     start = {name: value.detach() for name, value in lm.named_parameters()}
-    state, flops, steps, seconds = start, 0.0, 0, 0.0
+    learned = start
     known: dict[tuple[Any, ...], int] = {}
-    qa_losses, anchors = [], []
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed}, sort_keys=True)
     was_training, device = lm.training, lm.device
     net.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH):
         torch.manual_seed(seed)
-        i = -1
-        for i, batch in enumerate(batches):
+        before = resume(checkpoint, run, parameters, optimizer) if checkpoint else None
+        state = _State(**before or {})
+        done = len(state.qa_losses)
+        if done:
+            print(f"resumed at step {state.steps}", flush=True)
+        for batch in itertools.islice(batches, done, None):
             batch = batch.to(device)
             shape = (*batch.input_ids.shape, *batch.qa.input_ids.shape, *batch.anchor_ids.shape)
             if shape not in known:
-                known[shape] = count_flops(_gradients, net, lm, state, batch, recipe).forward
-            flops += known[shape]
+                known[shape] = count_flops(_gradients, net, lm, learned, batch, recipe).forward
+            state.flops += known[shape]
             began = time.perf_counter()
-            gradients, state, qa, anchor = _gradients(net, lm, state, batch, recipe)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            gradients, learned, qa, anchor = _gradients(net, lm, learned, batch, recipe)
+            for parameter, gradient in zip(parameters.values(), gradients, strict=True):
                 scaled = gradient / recipe.accumulation
                 parameter.grad = scaled if parameter.grad is None else parameter.grad.add_(scaled)
-            if (i + 1) % recipe.accumulation == 0:
-                steps += _update(optimizer, parameters, recipe.clip)
-            if (i + 1) % recipe.reset_every == 0:
-                state = start
-            qa_losses.append(qa)
-            anchors.append(anchor)
-            seconds += time.perf_counter() - began
-        if (i + 1) % recipe.accumulation:
-            steps += _update(optimizer, parameters, recipe.clip)
+            state.qa_losses.append(qa)
+            state.anchors.append(anchor)
+            done += 1
+            stepped, anew = done % recipe.accumulation == 0, done % recipe.reset_every == 0
+            if stepped:
+                state.steps += _update(optimizer, net, recipe.clip)
+            if anew:
+                learned = start
+            state.seconds += time.perf_counter() - began
+            due = recipe.checkpoint_every and state.steps % recipe.checkpoint_every == 0
+            if checkpoint and due and stepped and anew:
+                save(checkpoint, run, parameters, optimizer, asdict(state))
+        if done % recipe.accumulation:
+            state.steps += _update(optimizer, net, recipe.clip)
     lm.train(was_training)
     net.eval()
-    return MetaTraining(flops, steps, qa_losses, anchors, seconds)
+    return MetaTraining(state.flops, state.steps, state.qa_losses, state.anchors, state.seconds)
 
 
-def _update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> int:
-    nn.utils.clip_grad_norm_(parameters, clip)
+def _update(optimizer: torch.optim.Optimizer, net: WeightNet, clip: float) -> int:
+    nn.utils.clip_grad_norm_(net.parameters(), clip)
     optimizer.step()
     optimizer.zero_grad()
     return 1

@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baselines.checkpoints import weights_digest
 from baselines.post_training.batches import Example, Ids
-from baselines.post_training.checkpoints import weights_digest
 from baselines.sampling import Sampling, sample
 from rematch.errors import RematchError
 

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from baselines.checkpoints import resume, save
 from baselines.post_training.batches import Batch, collate, shape_of
-from baselines.post_training.checkpoints import State, resume, save
 from baselines.post_training.objectives import Objective, Totals, check_lengths
 from baselines.post_training.trl_steps import parts_of, trl_flops
 from baselines.transformer_flops import TransformerFlops, transformer_flops
@@ -119,6 +119,16 @@ class Training:
         return sum(tail) / len(tail) if tail else math.nan
 
 
+@dataclass
+class _State:
+    """How far a run has come; the fields are those of ``Training``."""
+
+    flops: int = 0
+    rows: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
 def schedule_batches(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[list[int]]:
     """The rows of every step. Each pass over the rows is a new permutation; its last batch may be smaller."""
     if not len(lengths):
@@ -191,8 +201,11 @@ def train(
     costs, began = transformer_flops(model), time.perf_counter()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        state = resume(checkpoint, run, parameters, optimizer) if checkpoint else State()
+        before = resume(checkpoint, run, parameters, optimizer) if checkpoint else None
+        state = _State(**before or {})
         first = len(state.losses)
+        if first:
+            print(f"resumed at step {first}", flush=True)
         model.train()
         for step in range(first, len(batches)):
             for group in optimizer.param_groups:
@@ -208,7 +221,7 @@ def train(
             show_progress(state.losses, len(batches), done - first, began)
             last = done == len(batches)
             if checkpoint and (last or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)):
-                save(checkpoint, run, parameters, optimizer, state)
+                save(checkpoint, run, parameters, optimizer, asdict(state))
             if after_step:
                 after_step(done, value)
     model.eval()

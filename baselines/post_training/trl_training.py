@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from baselines.checkpoints import claim
 from baselines.loading import load_lm
 from baselines.post_training.batches import Example, Pair
-from baselines.post_training.checkpoints import claim
 from baselines.post_training.objectives import Data, Objective, Preferences
 from baselines.post_training.training import Recipe, Training, schedule_batches, show_progress, step_flops
 from baselines.post_training.trl_steps import Part, parts_of, passes_of, tokens_of

@@ -9,16 +9,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from baselines.checkpoints import resume, save
 from baselines.next_token import window_order
 from baselines.qa import QAPair
 from methods.mac.batches import Batch
@@ -103,7 +102,7 @@ class Training:
         flops: counted floating-point operations, forward and backward.
         documents, questions: read, repeats included.
         tokens: of these documents, and of these questions with their answers.
-        losses: of each step that this call ran, in nats a token.
+        losses: of each step, those before an interruption included, in nats a token.
     """
 
     flops: float
@@ -117,6 +116,17 @@ class Training:
         """The mean over the last tenth of the steps."""
         tail = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(tail) / len(tail) if tail else math.nan
+
+
+@dataclass
+class _State:
+    """How far a run has come; the fields are those of ``Training``."""
+
+    flops: float = 0.0
+    documents: int = 0
+    questions: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
 
 
 def train(
@@ -149,15 +159,18 @@ def train(
         for share in sorted(set(shares.values()))
     ]
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
-    state = _State()
-    if checkpoint:
-        state = _resume(checkpoint, networks, optimizer, generator)
-    drawn = recipe.n_documents(state.step)
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "examples": len(examples)}, sort_keys=True)
+    before = resume(checkpoint, run, networks, optimizer, {"draws": generator}) if checkpoint else None
+    state = _State(**before or {})
+    first = len(state.losses)
+    if first:
+        print(f"resumed at step {first}", flush=True)
+    drawn = recipe.n_documents(first)
     known: dict[tuple[int, ...], int] = {}
-    began, losses, first = time.perf_counter(), [], state.step
+    began = time.perf_counter()
     mac.train()
 
-    for step in range(state.step, recipe.steps):
+    for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group["share"]
         k, total = recipe.documents_at(step) * recipe.banks, 0.0
@@ -177,23 +190,23 @@ def train(
         nn.utils.clip_grad_norm_(networks.values(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(total)
-        state.step = done = step + 1
+        state.losses.append(total)
+        done = step + 1
         if done % max(1, recipe.steps // 10) == 0:
-            recent = losses[-max(1, recipe.steps // 10) :]
+            recent = state.losses[-max(1, recipe.steps // 10) :]
             pace = (time.perf_counter() - began) / (done - first)
             print(
                 f"step {done}/{recipe.steps}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
                 flush=True,
             )
         if checkpoint and recipe.checkpoint_every and done % recipe.checkpoint_every == 0 and done < recipe.steps:
-            _save(checkpoint, networks, optimizer, generator, state)
+            save(checkpoint, run, networks, optimizer, asdict(state), {"draws": generator})
         if after_step:
             training = mac.training
             after_step(done, total)
             mac.train(training)
     mac.eval()
-    return Training(float(state.flops), state.documents, state.questions, state.tokens, losses)
+    return Training(**vars(state))
 
 
 def _prompts(examples: Sequence[Example]) -> list[str]:
@@ -217,59 +230,3 @@ def _flops(
     if key not in known:
         known[key] = count_flops(mac, batch, mask, twice, n_banks, backward=True).total
     return known[key]
-
-
-# -- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _State:
-    """How far a run has come."""
-
-    step: int = 0
-    flops: int = 0
-    documents: int = 0
-    questions: int = 0
-    tokens: int = 0
-
-
-def _save(
-    folder: Path,
-    networks: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    state: _State,
-) -> None:
-    """One file, put in place in one step: a run that is killed while it saves resumes from the checkpoint before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in networks.items()}
-    for name, parameter in networks.items():
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    tensors |= {"random.torch": torch.get_rng_state(), "random.draws": generator.get_state()}
-    temporary = folder / "checkpoint.tmp"
-    save_file(
-        {key: value.contiguous() for key, value in tensors.items()}, temporary, {"state": json.dumps(vars(state))}
-    )
-    temporary.replace(folder / "checkpoint.safetensors")
-
-
-def _resume(
-    folder: Path, networks: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> _State:
-    """Load the last checkpoint, if there is one."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return _State()
-    with safe_open(path, "pt") as file:
-        state = _State(**json.loads(file.metadata()["state"]))
-    tensors = load_file(path)
-    for name, parameter in networks.items():
-        parameter.data.copy_(tensors[f"model.{name}"])
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
-        optimizer.state[parameter] = {
-            key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" else parameter.device) for key in keys
-        }
-    torch.set_rng_state(tensors["random.torch"])
-    generator.set_state(tensors["random.draws"])
-    print(f"resumed at step {state.step}", flush=True)
-    return state

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from baselines.post_training.checkpoints import weights_digest
+from baselines.checkpoints import weights_digest
 from baselines.post_training.problems import POOL_SAMPLING, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe, Training
 from baselines.sampling import Sampling, context_length

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,18 @@ class Generation:
         return Counter(answer.status for answer in self.answers)
 
 
+class Spent(NamedTuple):
+    """FLOPs of greedy and of sampled trajectories, each by the number of the attempt."""
+
+    greedy: list[int]
+    sampled: list[int]
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return sum(self.greedy) + sum(self.sampled)
+
+
 def solve(
     model: Any,
     prompts: Sequence[Ids],
@@ -80,8 +92,8 @@ def solve(
     names: Sequence[int] | None = None,
     batch_size: int = 128,
     progress: bool = False,
-) -> tuple[list[list[Trajectory]], int]:
-    """n trajectories for every prompt, and the FLOPs. With the same seed the first n1 of n2 are the same.
+) -> tuple[list[list[Trajectory]], Spent]:
+    """n trajectories for every prompt, and what they cost. With the same seed the first n1 of n2 are the same.
 
     Args:
         first_greedy: the first is the greedy one, as where the paper's plain vote of two equals that of one; else all n are
@@ -93,22 +105,23 @@ def solve(
         raise RematchError(f"solve: n is the number of trajectories, at least 1, not {n}")
     check_tokens(tokens, model)
     found: list[list[Trajectory]] = [[] for _ in prompts]
-    flops = 0
-    rounds = [(replace(sampling, temperature=0.0), range(1), "greedy attempts")] if first_greedy else []
-    rounds.append((sampling, range(int(first_greedy), n), "sampled attempts"))
-    for how, numbers, shown in rounds:
+    n_greedy, spent = int(first_greedy), Spent([], [])
+    for how, numbers, total, shown in (
+        (replace(sampling, temperature=0.0), range(n_greedy), spent.greedy, "greedy attempts"),
+        (sampling, range(n_greedy, n), spent.sampled, "sampled attempts"),
+    ):
         asked = [(i, number) for i in range(len(prompts)) for number in numbers]
         if not asked:
             continue
         streams = [(i if names is None else names[i], number) for i, number in asked]
-        trajectories, spent = write_trajectories(
+        trajectories, flops = write_trajectories(
             model, [prompts[i] for i, _ in asked], tokens, how, tries, refine_mode, seed, streams, batch_size,
             shown if progress else "",
         )  # fmt: skip
-        flops += sum(spent)
+        total.extend(flops)
         for (i, _), trajectory in zip(asked, trajectories, strict=True):
             found[i].append(trajectory)
-    return found, flops
+    return found, spent
 
 
 def why_unread(prompt: Ids, limit: int | None) -> Literal["empty_prompt", "too_long"] | None:
@@ -166,7 +179,7 @@ def generate(
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     unread = [why_unread(ids, limit) for ids in encoded]
     asked = [i for i, status in enumerate(unread) if status is None]
-    found, flops = solve(
+    found, spent = solve(
         model, [encoded[i] for i in asked], tokens, n, tries, refine_mode, sampling, first_greedy, seed, asked, batch_size,
         progress,
     )  # fmt: skip
@@ -175,7 +188,7 @@ def generate(
         rng = np.random.default_rng([seed, i, *b"vote"])
         answers[i] = _vote(trajectories, tokenizer, read, vote, conf_context, rng)
     n_tokens = sum(trajectory.n_tokens() for trajectories in found for trajectory in trajectories)
-    return Generation(answers, flops, n_tokens)
+    return Generation(answers, spent.total, n_tokens)
 
 
 def _vote(

@@ -138,10 +138,7 @@ class Memory:
             "n_documents": self.n_documents,
             "stream_flops": stream_flops(mac, stream),
             "train_bytes": step_bytes(mac, examples, recipes[-1][1], seed),
-            "curve": [
-                *before.get("curve", []),
-                *_curve(runs, [recipe for _, recipe in recipes], before.get("steps", 0)),
-            ],
+            "curve": [*before.get("curve", []), *_curve(runs, before.get("steps", 0))],
             "steps": before.get("steps", 0) + sum(recipe.steps for _, recipe in recipes),
             **cost,
         }
@@ -270,18 +267,13 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / NOTES).read_text(encoding="utf-8")))
 
 
-def _curve(runs: Sequence[Training], recipes: Sequence[Recipe], first: int) -> list[tuple[int, float]]:
-    """Mean losses of stretches of steps, each with the step at its end, counted on from ``first``.
-
-    Of a run that was resumed the steps before are missing.
-    """
+def _curve(runs: Sequence[Training], first: int) -> list[tuple[int, float]]:
+    """Mean losses of stretches of steps, each with the step at its end, counted on from ``first``."""
     curve = []
-    for run, recipe in zip(runs, recipes, strict=True):
-        first += recipe.steps
+    for run in runs:
         ends = np.unique(np.linspace(0, len(run.losses), CURVE_POINTS + 1).round().astype(int))
-        curve += [
-            (first - len(run.losses) + int(b), float(np.mean(run.losses[a:b]))) for a, b in itertools.pairwise(ends)
-        ]
+        curve += [(first + int(b), float(np.mean(run.losses[a:b]))) for a, b in itertools.pairwise(ends)]
+        first += len(run.losses)
     return curve
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Weights:
         n_layers: of the language model that the network's body starts as a copy of; all where 0.
         steps: of Adam on the network, each of ``accumulation`` batches.
         batch_size: documents in a batch, which the language model learns one after another.
-        inner_learning_rate, learning_rate, accumulation, anchor, reset_every: see ``MetaRecipe``.
+        inner_learning_rate, learning_rate, accumulation, anchor, reset_every, checkpoint_every: see ``MetaRecipe``.
         max_document: tokens read of a document.
     """
 
@@ -48,6 +49,7 @@ class Weights:
     accumulation: int = 4
     anchor: float = 0.1
     reset_every: int = 4
+    checkpoint_every: int = 0
     max_document: int = 512
 
     def build(self, job: BaseJob) -> BaseInfo:
@@ -68,10 +70,17 @@ class Weights:
         anchors = [document.text for document in read_documents(job.needs["corpus"] / "documents.jsonl")]
         anchors = anchors or [document.text for document in documents]
         recipe = MetaRecipe(
-            self.inner_learning_rate, self.learning_rate, self.accumulation, self.anchor, self.reset_every
+            self.inner_learning_rate,
+            self.learning_rate,
+            self.accumulation,
+            self.anchor,
+            self.reset_every,
+            checkpoint_every=self.checkpoint_every,
         )
-        done = meta_train(net, lm, self._batches(tokenizer, documents, anchors, seed), recipe, seed)
+        batches, checkpoint = self._batches(tokenizer, documents, anchors, seed), job.out / "checkpoint"
+        done = meta_train(net, lm, batches, recipe, seed, checkpoint)
         net.save_pretrained(job.out)
+        shutil.rmtree(checkpoint, ignore_errors=True)
         (job.out / NOTES).write_text(json.dumps({"n_documents": self.n_documents}), encoding="utf-8")
         read = self.steps * self.accumulation * self.batch_size
         tail = done.qa_losses[-max(1, len(done.qa_losses) // 10) :]

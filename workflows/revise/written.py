@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from baselines.sampling import Sampling, context_length
-from methods.revise.inference import TEST_SAMPLING, why_unread
-from methods.revise.trajectories import Attempt, Belief, RefineMode, Trajectory, write_trajectories
+from methods.revise.inference import TEST_SAMPLING, solve, why_unread
+from methods.revise.trajectories import Attempt, Belief, RefineMode, Trajectory
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.options import made
@@ -100,22 +100,19 @@ class Writer:
             problems = problems_of(read_test(job.needs["questions"], name), task)
             statuses = [why_unread(problem.prompt, limit) or "" for problem in problems]
             asked = [i for i, status in enumerate(statuses) if not status]
+            written, spent = solve(
+                model, [problems[i].prompt for i in asked], tokens, n, self.tries, self.refine_mode, how,
+                seed=job.seed or 0, names=asked, batch_size=self.batch_size,
+            )  # fmt: skip
             found: list[list[Trajectory]] = [[] for _ in problems]
-            flops: list[list[float]] = []
-            # The numbers of one greedy round and of all sampled ones, as in ``methods.revise.inference.solve``.
-            for rule, numbers in ((replace(how, temperature=0.0), range(1)), (how, range(1, n))):
-                pairs = [(i, number) for i in asked for number in numbers]
-                written, spent = write_trajectories(
-                    model, [problems[i].prompt for i, _ in pairs], tokens, rule, self.tries, self.refine_mode,
-                    job.seed or 0, pairs, self.batch_size,
-                ) if pairs else ([], [0])  # fmt: skip
-                flops.append([each / max(1, len(numbers)) for each in spent])
-                total += sum(spent)
-                for (i, _), trajectory in zip(pairs, written, strict=True):
-                    found[i].append(trajectory)
-                    n_tokens += trajectory.n_tokens()
-                n_written += len(pairs)
-            meta[name] = {"flops": flops, "statuses": statuses, "tokens": _tokens(found, n, self.tries)}
+            for i, trajectories in zip(asked, written, strict=True):
+                found[i] = trajectories
+            flops = [spent.greedy, [each / max(1, n - 1) for each in spent.sampled]]
+            tokens_of = _tokens(found, n, self.tries)
+            total += spent.total
+            n_tokens += sum(map(sum, tokens_of))
+            n_written += n * len(asked)
+            meta[name] = {"flops": flops, "statuses": statuses, "tokens": tokens_of}
             _write(job.out / f"{name}.jsonl", found)
         (job.out / META).write_text(json.dumps(meta), encoding="utf-8")
         learned = read_notes(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,34 @@ def test_same_seed_same_network_and_cost(make_lm: Any, batch: MetaBatch) -> None
     assert runs[0][0].flops == runs[2][0].flops
     once = meta_train(WeightNet.from_lm(lm), lm, [batch], MetaRecipe())
     assert runs[0][0].flops == 2 * once.flops
+
+
+def test_an_interrupted_run_ends_the_same(make_lm: Any, batch: MetaBatch, tmp_path: Path) -> None:
+    """Dropout, moments of Adam and losses go on where they were; the language model had started anew."""
+    recipe = MetaRecipe(0.5, 1e-2, accumulation=2, reset_every=4, checkpoint_every=1)
+    lm = make_lm["gpt2"]()
+
+    def net() -> WeightNet:
+        torch.manual_seed(3)
+        return WeightNet.from_lm(lm)
+
+    whole = net()
+    expected = meta_train(whole, lm, [batch] * 10, recipe, seed=7)
+
+    def broken() -> Iterator[MetaBatch]:
+        yield from [batch] * 7
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(net(), lm, broken(), recipe, 7, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    resumed = net()
+    found = meta_train(resumed, lm, [batch] * 10, recipe, 7, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+    assert replace(found, seconds=0) == replace(expected, seconds=0)
+    assert found.steps == 5
+    with pytest.raises(RematchError, match="is the checkpoint of another run"):
+        meta_train(net(), lm, [batch], recipe, 8, tmp_path)
 
 
 def test_flops_by_formula(lm: Any, batch: MetaBatch) -> None:

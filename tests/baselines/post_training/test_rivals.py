@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_revise import END, REFINE, WORDS, digit, last_digit, llama, problem, problems, same_weights
 
+from baselines.checkpoints import weights_digest
 from baselines.post_training.batches import Example, Ids
-from baselines.post_training.checkpoints import weights_digest
 from baselines.post_training.dpo import dpo, solution_pairs, solution_scores
 from baselines.post_training.imitation import rft, right_examples, sft, sft_for_flops, star
 from baselines.post_training.objectives import SFTObjective, reference_margins

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_revise import gpt2, llama, problems, same_weights
 
+from baselines.checkpoints import weights_digest
 from baselines.post_training.batches import Example, collate, shape_of
-from baselines.post_training.checkpoints import weights_digest
 from baselines.post_training.objectives import SFTObjective, log_likelihoods
 from baselines.post_training.training import (
     Recipe,

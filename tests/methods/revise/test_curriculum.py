@@ -13,8 +13,8 @@ import torch
 from tiny_revise import END, REFINE, digit, last_digit, llama, problems, same_weights
 
 import methods.revise.curriculum as curriculum
+from baselines.checkpoints import weights_digest
 from baselines.post_training.batches import Ids
-from baselines.post_training.checkpoints import weights_digest
 from baselines.post_training.imitation import sft
 from baselines.post_training.problems import Problem, sample_pool
 from baselines.post_training.training import Recipe

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import revise_mirror
 from rooms import Room, load_card
 
+from baselines.checkpoints import weights_digest
 from baselines.loading import load_lm
-from baselines.post_training.checkpoints import weights_digest
 from methods.revise.tokens import ADDED_REFINE, LLAMA3_REFINE
 from rematch.errors import RematchError
 from rematch.play import Skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.post_training.checkpoints import weights_digest
+from baselines.checkpoints import weights_digest
 from rematch.arena import BaseJob
 from rematch.errors import RematchError
 from rematch.source import imported_modules

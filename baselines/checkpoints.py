@@ -1,79 +1,90 @@
-"""Checkpoints of a training run, and digests by which weights are told apart."""
+"""Checkpoints of a training run, from which it goes on bit by bit as if nothing had happened; and digests that tell weights apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rematch.errors import RematchError
 
 FILE = "checkpoint.safetensors"
 
 
-@dataclass
-class State:
-    """How far a run has come."""
-
-    flops: int = 0
-    rows: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-
-
 def save(
-    folder: Path, run: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State
+    folder: Path,
+    run: str,
+    weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    generators: Mapping[str, torch.Generator] | None = None,
 ) -> None:
     """One file, put in place in one step: a run that is killed while it saves resumes from the checkpoint before.
 
     Args:
         run: what tells this run from others.
+        weights: parameters, and buffers that change, by name.
+        state: how far the run has come, as JSON.
+        generators: random numbers that it draws besides torch's own, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in weights.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     tensors |= {f"random.cuda.{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+    tensors |= {f"drawn.{name}": generator.get_state() for name, generator in (generators or {}).items()}
     temporary = folder / "checkpoint.tmp"
-    about = {"state": json.dumps(asdict(state)), "run": run}
+    about = {"state": json.dumps(dict(state)), "run": run}
     save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, about)
     temporary.replace(folder / FILE)
 
 
-def resume(folder: Path, run: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
-    """Load the last checkpoint, if there is one: parameters, optimizer and random state are changed in place.
+@torch.no_grad()
+def resume(
+    folder: Path,
+    run: str,
+    weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator] | None = None,
+) -> dict[str, Any] | None:
+    """Load the last checkpoint and give back its ``state``; None where there is none.
+
+    Weights, optimizer and random states are changed in place.
 
     Raises:
         RematchError: the checkpoint is another run's.
     """
     path = folder / FILE
     if not path.exists():
-        return State()
+        return None
     with safe_open(path, "pt") as file:
         about = file.metadata()
     tensors = load_file(path)
-    if about["run"] != run or {key[6:] for key in tensors if key.startswith("model.")} != set(parameters):
+    if about["run"] != run or {key[6:] for key in tensors if key.startswith("model.")} != set(weights):
         raise _anothers(path, about["run"], run)
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[f"model.{name}"])
-        optimizer.state[parameter] = {
-            key: tensors[f"optimizer.{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    for name, tensor in weights.items():
+        tensor.copy_(tensors[f"model.{name}"])
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            moments[int(index)][name] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count()):
         torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
-    state = State(**json.loads(about["state"]))
-    print(f"resumed at step {len(state.losses)}", flush=True)
-    return state
+    for name, generator in (generators or {}).items():
+        generator.set_state(tensors[f"drawn.{name}"])
+    return dict(json.loads(about["state"]))
 
 
 def claim(folder: Path, run: str) -> None:
