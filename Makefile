@@ -29,11 +29,13 @@ lint: .venv/installed-dev
 clean:
 	rm -rf .venv .snakemake results reports/smoke reports/mini reports/real reports/paper
 
-.venv/installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+.venv/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[dev]"
-	touch $@
+	touch .venv/installed $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, from which it goes on bit by bit as if nothing had happened; and digests that tell weights apart."""
+"""Checkpoints of training runs, which go on from them bit by bit as if nothing had happened; digests that tell weights apart."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def resume(
         torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
     for name, generator in (generators or {}).items():
         generator.set_state(tensors[f"drawn.{name}"])
+    print(f"goes on from {path}", flush=True)
     return dict(json.loads(about["state"]))
 
 

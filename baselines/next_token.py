@@ -139,8 +139,6 @@ def train(
     run = json.dumps({"recipe": asdict(recipe), "seed": seed, "windows": windows.shape}, sort_keys=True)
     before = resume(checkpoint, run, weights, optimizer) if checkpoint else None
     start = before["step"] if before else 0
-    if start:
-        print(f"resumed at step {start}", flush=True)
     model.train()
 
     def batch(step: int) -> Tensor:

@@ -117,7 +117,8 @@ class Claim(Strict):
     """A statement of the paper that the records can support or contradict."""
 
     statement: str
-    source: str
+    source: str = ""
+    """Where the paper makes it; why it was added, for a claim of ``ours``."""
     axis: AxisName
     metric: Name
     slice: str = ""

@@ -206,6 +206,10 @@ class Card:
 
     def _check_claim(self, key: str, claim: Claim) -> None:
         where = f"{self.where}: claims.{key}"
+        if not claim.source and not claim.ours:
+            raise RematchError(
+                f"{where}.source: missing: where does the paper make this claim? One of the harness has ours: true"
+            )
         _known("axis", [claim.axis], self.spec.axes, f"{where}.axis")
         axis = self.spec.axes[claim.axis]
         _known("metric (the axis does not measure it)", [claim.metric], axis.metrics, f"{where}.metric")

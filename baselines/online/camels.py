@@ -150,7 +150,7 @@ class MetaRecipe:
     checkpoint_every: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class MetaTraining:
     """What meta-training cost and how it went.
 
@@ -162,22 +162,11 @@ class MetaTraining:
         seconds: wall time, counting left out.
     """
 
-    flops: float
-    steps: int
-    qa_losses: list[float]
-    anchors: list[float]
-    seconds: float
-
-
-@dataclass
-class _State:
-    """How far meta-training has come."""
-
-    steps: int = 0
     flops: float = 0.0
-    seconds: float = 0.0
+    steps: int = 0
     qa_losses: list[float] = field(default_factory=list)
     anchors: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def meta_train(
@@ -213,38 +202,35 @@ def meta_train(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), sdpa_kernel(SDPBackend.MATH):
         torch.manual_seed(seed)
         before = resume(checkpoint, run, parameters, optimizer) if checkpoint else None
-        state = _State(**before or {})
-        done = len(state.qa_losses)
-        if done:
-            print(f"resumed at step {state.steps}", flush=True)
-        for batch in itertools.islice(batches, done, None):
+        done = MetaTraining(**before or {})
+        for batch in itertools.islice(batches, len(done.qa_losses), None):
             batch = batch.to(device)
             shape = (*batch.input_ids.shape, *batch.qa.input_ids.shape, *batch.anchor_ids.shape)
             if shape not in known:
                 known[shape] = count_flops(_gradients, net, lm, learned, batch, recipe).forward
-            state.flops += known[shape]
+            done.flops += known[shape]
             began = time.perf_counter()
             gradients, learned, qa, anchor = _gradients(net, lm, learned, batch, recipe)
             for parameter, gradient in zip(parameters.values(), gradients, strict=True):
                 scaled = gradient / recipe.accumulation
                 parameter.grad = scaled if parameter.grad is None else parameter.grad.add_(scaled)
-            state.qa_losses.append(qa)
-            state.anchors.append(anchor)
-            done += 1
-            stepped, anew = done % recipe.accumulation == 0, done % recipe.reset_every == 0
+            done.qa_losses.append(qa)
+            done.anchors.append(anchor)
+            n_read = len(done.qa_losses)
+            stepped, anew = n_read % recipe.accumulation == 0, n_read % recipe.reset_every == 0
             if stepped:
-                state.steps += _update(optimizer, net, recipe.clip)
+                done.steps += _update(optimizer, net, recipe.clip)
             if anew:
                 learned = start
-            state.seconds += time.perf_counter() - began
-            due = recipe.checkpoint_every and state.steps % recipe.checkpoint_every == 0
+            done.seconds += time.perf_counter() - began
+            due = recipe.checkpoint_every and done.steps % recipe.checkpoint_every == 0
             if checkpoint and due and stepped and anew:
-                save(checkpoint, run, parameters, optimizer, asdict(state))
-        if done % recipe.accumulation:
-            state.steps += _update(optimizer, net, recipe.clip)
+                save(checkpoint, run, parameters, optimizer, asdict(done))
+        if len(done.qa_losses) % recipe.accumulation:
+            done.steps += _update(optimizer, net, recipe.clip)
     lm.train(was_training)
     net.eval()
-    return MetaTraining(state.flops, state.steps, state.qa_losses, state.anchors, state.seconds)
+    return done
 
 
 def _update(optimizer: torch.optim.Optimizer, net: WeightNet, clip: float) -> int:

@@ -91,7 +91,7 @@ class Recipe:
         return self.learning_rate * share
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """What a training run cost and how it went, the part before an interruption included.
 
@@ -102,10 +102,10 @@ class Training:
         losses: of each step.
     """
 
-    flops: int
-    rows: int
-    tokens: int
-    losses: list[float]
+    flops: int = 0
+    rows: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -117,16 +117,6 @@ class Training:
         """The mean over the last tenth of the steps."""
         tail = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(tail) / len(tail) if tail else math.nan
-
-
-@dataclass
-class _State:
-    """How far a run has come; the fields are those of ``Training``."""
-
-    flops: int = 0
-    rows: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
 
 
 def schedule_batches(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[list[int]]:
@@ -202,10 +192,8 @@ def train(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         before = resume(checkpoint, run, parameters, optimizer) if checkpoint else None
-        state = _State(**before or {})
-        first = len(state.losses)
-        if first:
-            print(f"resumed at step {first}", flush=True)
+        done = Training(**before or {})
+        first = done.steps
         model.train()
         for step in range(first, len(batches)):
             for group in optimizer.param_groups:
@@ -214,18 +202,17 @@ def train(
             nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
-            state.losses.append(value)
-            state.flops += step_flops(costs, objective, batches[step], recipe, model.device.type)
-            state.rows, state.tokens = state.rows + len(batches[step]), state.tokens + n_tokens
-            done = step + 1
-            show_progress(state.losses, len(batches), done - first, began)
-            last = done == len(batches)
-            if checkpoint and (last or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)):
-                save(checkpoint, run, parameters, optimizer, asdict(state))
+            done.losses.append(value)
+            done.flops += step_flops(costs, objective, batches[step], recipe, model.device.type)
+            done.rows, done.tokens = done.rows + len(batches[step]), done.tokens + n_tokens
+            show_progress(done.losses, len(batches), done.steps - first, began)
+            last = done.steps == len(batches)
+            if checkpoint and (last or (recipe.checkpoint_every and done.steps % recipe.checkpoint_every == 0)):
+                save(checkpoint, run, parameters, optimizer, asdict(done))
             if after_step:
-                after_step(done, value)
+                after_step(done.steps, value)
     model.eval()
-    return Training(state.flops, state.rows, state.tokens, state.losses)
+    return done
 
 
 def _backward(model: Any, objective: Objective, indices: Sequence[int], recipe: Recipe) -> tuple[float, int]:

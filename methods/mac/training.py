@@ -94,7 +94,7 @@ class Recipe:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """What a training run cost and how it went.
 
@@ -105,28 +105,17 @@ class Training:
         losses: of each step, those before an interruption included, in nats a token.
     """
 
-    flops: float
-    documents: int
-    questions: int
-    tokens: int
-    losses: list[float]
+    flops: float = 0.0
+    documents: int = 0
+    questions: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
 
     @property
     def final_loss(self) -> float:
         """The mean over the last tenth of the steps."""
         tail = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(tail) / len(tail) if tail else math.nan
-
-
-@dataclass
-class _State:
-    """How far a run has come; the fields are those of ``Training``."""
-
-    flops: float = 0.0
-    documents: int = 0
-    questions: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
 
 
 def train(
@@ -161,10 +150,8 @@ def train(
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
     run = json.dumps({"recipe": asdict(recipe), "seed": seed, "examples": len(examples)}, sort_keys=True)
     before = resume(checkpoint, run, networks, optimizer, {"draws": generator}) if checkpoint else None
-    state = _State(**before or {})
-    first = len(state.losses)
-    if first:
-        print(f"resumed at step {first}", flush=True)
+    done = Training(**before or {})
+    first = len(done.losses)
     drawn = recipe.n_documents(first)
     known: dict[tuple[int, ...], int] = {}
     began = time.perf_counter()
@@ -181,32 +168,32 @@ def train(
             mask = recipe.dropout.draw(k, generator)
             twice = recipe.hierarchy_aware > 0 and torch.rand((), generator=generator).item() < recipe.hierarchy_aware
             asked = batch if mask is None or mask.asks is None else batch.asking_about(mask.asks.to(batch.gold.device))
-            state.flops += _flops(mac, asked, mask, twice, recipe.banks, known)
-            state.documents, state.questions = state.documents + k, state.questions + len(asked.gold)
-            state.tokens += asked.n_tokens
+            done.flops += _flops(mac, asked, mask, twice, recipe.banks, known)
+            done.documents, done.questions = done.documents + k, done.questions + len(asked.gold)
+            done.tokens += asked.n_tokens
             loss = mac(batch, mask, twice, recipe.banks) / recipe.accumulation
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(networks.values(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
-        state.losses.append(total)
-        done = step + 1
-        if done % max(1, recipe.steps // 10) == 0:
-            recent = state.losses[-max(1, recipe.steps // 10) :]
-            pace = (time.perf_counter() - began) / (done - first)
+        done.losses.append(total)
+        n_done = step + 1
+        if n_done % max(1, recipe.steps // 10) == 0:
+            recent = done.losses[-max(1, recipe.steps // 10) :]
+            pace = (time.perf_counter() - began) / (n_done - first)
             print(
-                f"step {done}/{recipe.steps}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
+                f"step {n_done}/{recipe.steps}: loss {sum(recent) / len(recent):.4f}, {1e3 * pace:.0f} ms a step",
                 flush=True,
             )
-        if checkpoint and recipe.checkpoint_every and done % recipe.checkpoint_every == 0 and done < recipe.steps:
-            save(checkpoint, run, networks, optimizer, asdict(state), {"draws": generator})
+        if checkpoint and recipe.checkpoint_every and n_done % recipe.checkpoint_every == 0 and n_done < recipe.steps:
+            save(checkpoint, run, networks, optimizer, asdict(done), {"draws": generator})
         if after_step:
             training = mac.training
-            after_step(done, total)
+            after_step(n_done, total)
             mac.train(training)
     mac.eval()
-    return Training(**vars(state))
+    return done
 
 
 def _prompts(examples: Sequence[Example]) -> list[str]:

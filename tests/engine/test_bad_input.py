@@ -248,6 +248,10 @@ MISTAKES = {
         put("claims", "C1", "against", value=[]),
         f"{CARD}: claims.C1.against: needed for 'better' and 'not_worse', absent for 'within'",
     ),
+    "a claim that nobody makes": (
+        put("claims", "C1", "source", value=""),
+        f"{CARD}: claims.C1.source: missing: where does the paper make this claim? One of the harness has ours: true",
+    ),
     "a claim at a level that the axis lacks": (
         put("claims", "C1", "levels", value=[0.7]),
         f"{CARD}: claims.C1.levels: unknown level '0.7'; allowed: 0.5, 1.0.",
