@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from rematch.card_models import LevelValue
 from rematch.cards import Card, level_text
-from rematch.tables import NAN, Cell, Mean, Row, Table, decimals, mean_interval, number, percent, slug, unique
+from rematch.tables import (
+    LARGE,
+    NAN,
+    Cell,
+    Mean,
+    Row,
+    Table,
+    decimals,
+    mean_interval,
+    number,
+    percent,
+    si,
+    slug,
+    unique,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,12 +207,15 @@ def _column(column: tuple[LevelValue, str], across_slices: bool) -> str:
 def _metric_cell(mean: Mean, matches: Sequence[Match], places: int, *, budgeted: bool) -> Cell:
     if not mean.n:
         return _status_cell(matches)
-    spread = f" ± {number(mean.half_width, places)}" if mean.n > 1 else ""
+    if abs(mean.value) >= LARGE:
+        text = si(mean.value, mean.half_width)
+    else:
+        text = number(mean.value, places) + (f" ± {number(mean.half_width, places)}" if mean.n > 1 else "")
     details = []
     if budgeted:
         details.append(f"FLOPs ×{number(_mean_of([m for m in matches if m.status == 'ok'], 'flops_ratio'), 3)}")
     details.append(f"n = {mean.n}" + (f" of {len(matches)}: {missing(matches)}" if mean.n < len(matches) else ""))
-    return Cell(number(mean.value, places) + spread, detail=", ".join(details))
+    return Cell(text, detail=", ".join(details))
 
 
 def missing(matches: Sequence[Match]) -> str:

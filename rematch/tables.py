@@ -121,6 +121,11 @@ class Table:
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 
+PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+LARGE = 1e5
+"""From here on numbers are printed with an SI prefix."""
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean with the half-width of its Student t interval; the half-width of a single value is NaN."""
@@ -172,14 +177,15 @@ def percent(share: float) -> str:
     return f"{100 * share:g}\u00a0%"
 
 
-def si(value: float) -> str:
-    """Three significant digits with an SI prefix: ``1.23 G``."""
+def si(value: float, half_width: float = NAN) -> str:
+    """Three significant digits with an SI prefix, ``1.23 G``; with a half-width as many as it decides, ``1.234 ± 0.015 G``."""
     if not math.isfinite(value):
         return "–"
-    for factor, prefix in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= 0.9995 * factor:
-            return f"{value / factor:#.3g}".rstrip(".") + prefix
-    return f"{value:.3g}"
+    factor, prefix = next(((f, f" {p}") for f, p in PREFIXES if abs(value) >= 0.9995 * f), (1.0, ""))
+    if math.isfinite(half_width):
+        places = decimals(value / factor, half_width / factor)
+        return f"{number(value / factor, places)} ± {number(half_width / factor, places)}{prefix}"
+    return f"{value / factor:#.3g}".rstrip(".") + prefix if prefix else f"{value:.3g}"
 
 
 def span_of(values: Iterable[float], show: Callable[[float], str] = si) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -167,13 +168,33 @@ class OnlineFinetuner:
         self.cost.tokens += n
 
     def flops_of(self, document: Document) -> int:
-        """What a step on a document costs; counted once a length."""
+        """What a step on a document costs.
+
+        A transformer's cost is so much for every token and every pair of tokens: counted at four lengths, and for others read
+        off the parabola through three of them, if that is right about the fourth.
+        """
         n = len(document.input_ids)
         if n not in self._flops:
-            weighing = count_flops(self._weights, document).forward
-            weights = self._weights(document)
-            self._flops[n] = weighing + count_flops(self._loss, document, weights, backward=True).total
+            lengths = list(self._flops)[:4]
+            fits = len(lengths) == 4 and self._parabola(lengths[:3], lengths[3]) == self._flops[lengths[3]]
+            self._flops[n] = int(self._parabola(lengths[:3], n)) if fits else self._count(document)
         return self._flops[n]
+
+    def _count(self, document: Document) -> int:
+        weighing = count_flops(self._weights, document).forward
+        weights = self._weights(document)
+        return weighing + count_flops(self._loss, document, weights, backward=True).total
+
+    def _parabola(self, through: Sequence[int], n: int) -> Fraction:
+        """Lagrange's polynomial through the FLOPs of three lengths, at another one."""
+        value = Fraction(0)
+        for a in through:
+            term = Fraction(self._flops[a])
+            for b in through:
+                if b != a:
+                    term *= Fraction(n - b, a - b)
+            value += term
+        return value
 
     @torch.no_grad()
     def _weights(self, document: Document) -> Tensor:

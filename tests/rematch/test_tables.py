@@ -85,6 +85,9 @@ def test_numbers_have_a_true_minus_and_never_round_to_nothing() -> None:
         "2.40 G",
         "310 T",
     ]
+    assert si(1.23456e9, 1.5e7) == "1.235 ± 0.015 G"
+    assert si(83_400.0, 0.0) == "83.40 ± 0.00 k"
+    assert si(2.4e9, math.nan) == "2.40 G"
     assert span_of([1e9, 1.001e9]) == "1.00 G"
     assert span_of([1e9, 2e9, math.nan]) == "1.00 G to 2.00 G"
 

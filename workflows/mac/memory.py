@@ -136,7 +136,8 @@ class Memory:
             "quantize": self.quantize,
             "reads": self.reads,
             "n_documents": self.n_documents,
-            "stream_flops": stream_flops(mac, stream),
+            # The same networks on the same stream: what was counted for the start holds.
+            "stream_flops": before.get("stream_flops") or stream_flops(mac, stream),
             "train_bytes": step_bytes(mac, examples, recipes[-1][1], seed),
             "curve": [*before.get("curve", []), *_curve(runs, before.get("steps", 0))],
             "steps": before.get("steps", 0) + sum(recipe.steps for _, recipe in recipes),

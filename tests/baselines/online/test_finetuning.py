@@ -185,6 +185,30 @@ def test_flops_by_formula(make_lm: Any) -> None:
     assert cost.seconds > 0
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_flops_of_a_length_that_was_not_counted(kind: str, make_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    real = OnlineFinetuner._count
+
+    def count(self: OnlineFinetuner, document: Document) -> int:
+        counted.append(len(document.input_ids))
+        return real(self, document)
+
+    monkeypatch.setattr(OnlineFinetuner, "_count", count)
+    texts = [Document(torch.arange(n) % VOCABULARY) for n in (5, 9, 12, 7, 4, 11, 6)]
+
+    def cubic(document: Document) -> torch.Tensor:
+        n = len(document.input_ids)
+        return torch.ones(n, n * n) @ torch.ones(n * n)
+
+    for weights, times in ((uniform, 4), (cubic, 7)):
+        finetuner = OnlineFinetuner(make_lm[kind](), weights, 1e-3)
+        counted.clear()
+        found = [finetuner.flops_of(text) for text in texts]
+        assert len(counted) == times
+        assert found == [real(finetuner, text) for text in texts]
+
+
 def test_saved_bytes_by_hand(make_lm: Any) -> None:
     weight = torch.randn(10, 4, requires_grad=True)
     x = torch.randn(3, 10)
