@@ -261,7 +261,7 @@ def test_camels_is_held_to_the_anchors(paper: Room, tmp_path: Path, monkeypatch:
     _, tokenizer = load_lm(paper.build("lm")[0], paper.hub)
     texts = []
 
-    def read(net: Any, lm: Any, batches: Any, recipe: Any, seed: int) -> None:
+    def read(net: Any, lm: Any, batches: Any, *_: Any) -> None:
         for batch in batches:
             rows = zip(batch.anchor_ids, batch.anchor_mask, strict=True)
             texts.extend(tokenizer.decode(ids[mask.bool()]) for ids, mask in rows)
