@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from baselines.mamba import install
 from baselines.next_token import Recipe, evaluate, next_token_loss, read_only, train, window_order
+from rematch.errors import RematchError
 from rematch.flops import count_flops
 
 VOCABULARY, LENGTH = 24, 16
@@ -149,6 +150,8 @@ def test_an_interrupted_run_ends_the_same(make: Callable[[], Any], windows: np.n
     assert steps == 1 + 12 - 5
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
     assert (run.windows, run.tokens) == (24, 24 * LENGTH)
+    with pytest.raises(RematchError, match="is the checkpoint of another run"):
+        train(make(), windows, recipe, 1, checkpoint=tmp_path)
 
 
 def test_the_gradient_is_clipped(windows: np.ndarray) -> None:
