@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import math
+import re
 import statistics
 import sys
 from dataclasses import replace
@@ -184,6 +185,22 @@ def test_tables_of_an_axis_that_the_tier_does_not_play_are_left_out(card: Card) 
 
 
 # -- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_large_numbers_have_a_prefix(card: Card, records: pd.DataFrame) -> None:
+    changed = records.copy()
+    mine = (
+        (changed["axis"] == "flops_matched") & (changed["metric"] == "perplexity") & (changed["contender"] == "simba")
+    )
+    changed.loc[mine, "value"] *= 1e8
+    (table, *_) = metric_tables(card, synthetic.TIER, fold(changed))
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ [MG]", row(table, "Simba").cells[1].text)
+    changed.loc[mine, "value"] = 728_031_232.0  # counted, and the same for every seed
+    card, spec = copy.copy(card), card.spec
+    metric = spec.metrics["perplexity"].model_copy(update={"measured": "counted"})
+    card.spec = spec.model_copy(update={"metrics": spec.metrics | {"perplexity": metric}})
+    (table, *_) = metric_tables(card, synthetic.TIER, fold(changed))
+    assert row(table, "Simba").cells[1].text == "728 M"
 
 
 def test_who_has_not_got_a_metric_is_not_in_its_table(card: Card, records: pd.DataFrame) -> None:
