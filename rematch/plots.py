@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rematch.card_models import LevelValue
 from rematch.cards import Card, level_text
 from rematch.summary import Cells, Match, finite_mean, levels_of, ok_values, slice_number, slices_of
-from rematch.tables import LARGE, Cell, Mean, Row, Table, decimals, mean_interval, number, percent, si, slug, unique
+from rematch.tables import Cell, Mean, Row, Table, decimals, mean_interval, number, percent, short, slug, unique
 
 if TYPE_CHECKING:
     from rematch.card_models import Plot as PlotSpec
@@ -358,7 +358,7 @@ def _in_words(card: Card, points: list[Point], title: str, x_title: str, y_title
 
 
 def _x_text(x: float | str) -> str:
-    return x if isinstance(x, str) else si(x) if abs(x) >= LARGE else f"{x:g}"
+    return x if isinstance(x, str) else short(x)
 
 
 def _table(card: Card, points: list[Point], name: str, title: str, x_title: str, label: str) -> Table:

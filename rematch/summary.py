@@ -22,6 +22,7 @@ from rematch.tables import (
     mean_interval,
     number,
     percent,
+    short,
     si,
     slug,
     unique,
@@ -156,7 +157,7 @@ def _metric_table(
             bound = axis.budget is not None and name not in axis.budget.fixed
             cell = _metric_cell(mean, matches, places[column], budgeted=bound)
             if metric.measured == "counted" and mean.n and not mean.half_width:
-                cell = replace(cell, text=si(mean.value) if abs(mean.value) >= LARGE else f"{mean.value:g}")
+                cell = replace(cell, text=short(mean.value))
             if theirs := reported_at(card, spec.axis, name, spec.metric, *column):
                 cell = replace(cell, detail=", ".join(filter(None, [cell.detail, f"reported {theirs}"])))
             row.append(replace(cell, best=name in best[column], href=href if matches else ""))

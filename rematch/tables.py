@@ -188,6 +188,11 @@ def si(value: float, half_width: float = NAN) -> str:
     return f"{value / factor:#.3g}".rstrip(".") + prefix if prefix else f"{value:.3g}"
 
 
+def short(value: float) -> str:
+    """As it is, ``0.55``; a large number with an SI prefix, ``5.13 G``."""
+    return si(value) if abs(value) >= LARGE else f"{value:g}"
+
+
 def span_of(values: Iterable[float], show: Callable[[float], str] = si) -> str:
     """The range of values as printed: one number where both ends read the same, a dash where there is none."""
     finite = [value for value in values if math.isfinite(value)]

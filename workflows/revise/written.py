@@ -29,8 +29,8 @@ class Cost(NamedTuple):
 
     Attributes:
         n_questions: of the set.
-        tokens: generated for the first trajectory of all questions, for the second ones and so on, each by the number of tries.
-        flops: of the greedy trajectories and of one sampled one a question, each by the number of tries, of the whole set.
+        tokens: generated for the first trajectory of all questions, for the second ones and so on, each by the number of the attempt.
+        flops: of the greedy trajectories and of one sampled one a question, of the whole set, likewise.
     """
 
     n_questions: int
@@ -51,12 +51,10 @@ class Written(NamedTuple):
     Attributes:
         trajectories: of every question; the first is the greedy one. None for a prompt that the model cannot read.
         statuses: why not, ``empty_prompt`` or ``too_long``; empty for the others.
-        cost: of all.
     """
 
     trajectories: list[list[Trajectory]]
     statuses: list[str]
-    cost: Cost
 
 
 @dataclass
@@ -139,11 +137,9 @@ def read_written(folder: Path, name: str) -> Written:
     Raises:
         RematchError: it wrote none to that set.
     """
-    statuses, cost = _meta(folder, name)["statuses"], read_cost(folder, name)
+    statuses = _meta(folder, name)["statuses"]
     lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return Written(
-        [[Trajectory(tuple(map(_attempt, each))) for each in json.loads(line)] for line in lines], statuses, cost
-    )
+    return Written([[Trajectory(tuple(map(_attempt, each))) for each in json.loads(line)] for line in lines], statuses)
 
 
 def _meta(folder: Path, name: str) -> dict[str, Any]:

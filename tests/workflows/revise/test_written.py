@@ -16,7 +16,7 @@ from workflows.revise import written as module
 from workflows.revise.data import problems_of, read_test
 from workflows.revise.models import load_model
 from workflows.revise.tasks import load_task
-from workflows.revise.written import Writer, read_written
+from workflows.revise.written import Writer, read_cost, read_written
 
 FEW = {"max_new_tokens": 6}
 
@@ -37,24 +37,26 @@ def write(needs: dict[str, Path], job: Callable[..., BaseJob]) -> Callable[..., 
 
 
 def test_it_is_what_the_method_alone_writes(needs: dict[str, Path], write: Callable[..., Path]) -> None:
-    found = read_written(write(), "id")
+    folder = write()
+    found, cost = read_written(folder, "id"), read_cost(folder, "id")
     model, _, tokens = load_model(needs["revise"])
     model.requires_grad_(False)  # torch rounds otherwise for weights that take no gradient
     task = load_task(needs["questions"])
     prompts = [problem.prompt for problem in problems_of(read_test(needs["questions"], "id"), task)]
     alone, flops = solve(model, prompts, tokens, 3, 3, sampling=Sampling(0.7, 1.0, 6), batch_size=256)
     assert found.trajectories == alone
-    assert len(prompts) * found.cost.of(3, 3)[1] == pytest.approx(flops.total)
+    assert len(prompts) * cost.of(3, 3)[1] == pytest.approx(flops.total)
 
 
 def test_costs_add_up_by_trajectories_and_tries(write: Callable[..., Path]) -> None:
-    found = read_written(write(), "id")
+    folder = write()
+    found, cost = read_written(folder, "id"), read_cost(folder, "id")
     count = len(found.trajectories)
     for n in (1, 2, 3):
         for tries in (1, 2, 3):
             tokens = sum(each.n_tokens(tries) for some in found.trajectories for each in some[:n])
-            assert found.cost.of(n, tries)[0] == pytest.approx(tokens / count)
-    (one, two, three), first = [found.cost.of(n, 1)[1] for n in (1, 2, 3)], found.cost.of(1, 3)[1]
+            assert cost.of(n, tries)[0] == pytest.approx(tokens / count)
+    (one, two, three), first = [cost.of(n, 1)[1] for n in (1, 2, 3)], cost.of(1, 3)[1]
     assert one < two < three
     assert three - two == pytest.approx(two - one)
     assert first >= one
