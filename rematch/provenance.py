@@ -25,8 +25,8 @@ ACCOUNT = "account.json"
 
 
 def new_run_id() -> str:
-    """A run id that sorts by time: ``20260131T120000-1f2e``."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    """A run id that sorts by time and is its own among runs of one second: ``20260131T120000-1f2e3d4c``."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 def write_manifest(results: Path, run: str, root: Path, config: dict[str, Any], command: list[str]) -> Path:

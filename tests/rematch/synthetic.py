@@ -20,7 +20,7 @@ from rematch.schema import COLUMNS, SCHEMA_VERSION
 from rematch.verdicts import ClaimResult, PairResult
 
 PAPER, TIER, SEEDS = "simba", "mini", 5
-RUN = "20260131T120000-1f2e"
+RUN = "20260131T120000-1f2e3d4c"
 DATA_HASH = "5c1d9a07e4b2f683"
 FAILED = ("flops_matched", "merge", 0.7, 3)
 UNMATCHED = ("flops_matched", "depth_pruning", 0.4)
