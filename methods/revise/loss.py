@@ -20,7 +20,7 @@ from functools import cached_property
 from torch import Tensor
 
 from baselines.post_training.batches import Batch, Encoded, Ids, Pair, encode_pair
-from baselines.post_training.objectives import Data, Preferences, Totals, dpo_loss, sft_loss
+from baselines.post_training.objectives import Data, Preferences, Totals, digest_of, dpo_loss, sft_loss
 from rematch.errors import RematchError
 
 BETA = 0.1
@@ -96,6 +96,11 @@ class ReviseObjective:
                 )
         reference = [0.0] * len(self.pairs) if self.reference is None else self.reference.tolist()
         return Preferences(self.pairs, reference, self.beta, (self.weights.preference, self.weights.sft))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of pairs, reference, weights and beta."""
+        return digest_of(self.rows, self.reference, (self.weights.preference, self.weights.sft, self.beta))
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """L of a batch's share in its step."""
