@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rematch.errors import RematchError
-from rematch.source import class_fields, class_literal, imported_modules, source_digest
+from rematch.fields import Classes
+from rematch.source import class_literal, imported_modules, source_digest
 
 FILES = {
     "methods/__init__.py": "",
@@ -80,11 +81,11 @@ def test_a_body_of_nothing_but_words_stays_a_body(root):
 
 
 def test_fields_are_inherited_across_modules(root):
-    assert class_fields(root, "methods.good:Good", "here").annotations == {"slope": "float", "gain": "float"}
+    assert Classes(root).fields("methods.good:Good", "here").annotations == {"slope": "float", "gain": "float"}
 
 
 def test_fields_of_a_class_that_a_package_exports_under_another_name(root):
-    assert class_fields(root, "methods.packed:Renamed", "here").annotations == {"size": "int"}
+    assert Classes(root).fields("methods.packed:Renamed", "here").annotations == {"size": "int"}
 
 
 def test_what_is_no_option_is_no_field(root):
@@ -93,7 +94,7 @@ def test_what_is_no_option_is_no_field(root):
         "    made: list = field(init=False, default_factory=list)\n    size: int\n    many: list = field(default_factory=list)\n",
         encoding="utf-8",
     )
-    fields = class_fields(root, "methods.odd:Odd", "here")
+    fields = Classes(root).fields("methods.odd:Odd", "here")
     assert set(fields.annotations) == {"size", "many"}
     assert fields.required == {"size"}
 
@@ -131,7 +132,7 @@ NAN = float("nan")
 )
 def test_an_option_must_fit_the_annotation(root, annotation, good, bad):
     (root / "methods/typed.py").write_text(f"class Typed:\n    x: {annotation}\n", encoding="utf-8")
-    fields = class_fields(root, "methods.typed:Typed", "here")
+    fields = Classes(root).fields("methods.typed:Typed", "here")
     for value in good:
         fields.check({"x": value}, "card")
     for value in bad:
