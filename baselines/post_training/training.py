@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from baselines.checkpoints import resume, save
@@ -48,18 +49,18 @@ class Recipe:
         processes: of accelerate, which share each step's rows, each on a GPU of its own where there are some; ``trl`` only.
     """
 
-    learning_rate: float = 1e-5
-    batch_size: int = 64
-    epochs: int = 1
-    steps: int | None = None
-    warmup: float = 0.1
+    learning_rate: PositiveFloat = 1e-5
+    batch_size: PositiveInt = 64
+    epochs: NonNegativeInt = 1
+    steps: NonNegativeInt | None = None
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     schedule: Literal["linear", "cosine"] = "linear"
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    micro_batch_size: int | None = None
-    checkpoint_every: int = 0
+    clip: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    micro_batch_size: PositiveInt | None = None
+    checkpoint_every: NonNegativeInt = 0
     trainer: Literal["own", "trl"] = "own"
-    processes: int = 1
+    processes: PositiveInt = 1
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from baselines.post_training.batches import Batch, Encoded, Ids, Pair, encode_pair
@@ -31,8 +32,8 @@ BETA = 0.1
 class LossWeights:
     """w_pref and w_sft."""
 
-    preference: float = 1.0
-    sft: float = 0.1
+    preference: NonNegativeFloat = 1.0
+    sft: NonNegativeFloat = 0.1
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(w) and w >= 0 for w in (self.preference, self.sft)) or not self.preference + self.sft:

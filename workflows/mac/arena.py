@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines import qa
 from baselines.decoding import GREEDY, OFFICIAL_BEAMS
@@ -59,11 +60,11 @@ class Arena:
         "seconds_per_question", "stream_flops",
     )  # fmt: skip
 
-    n_first: int = 16
-    probes: list[int] = field(default_factory=lambda: [0, 16, 48, 112])
-    n_timed: int = 32
-    max_new_tokens: int = 3
-    batch_size: int = 64
+    n_first: PositiveInt = 16
+    probes: list[NonNegativeInt] = field(default_factory=lambda: [0, 16, 48, 112])
+    n_timed: PositiveInt = 32
+    max_new_tokens: PositiveInt = 3
+    batch_size: PositiveInt = 64
     max_length: int = 32
     max_answer: int = 8
     max_document: int = 64

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from pydantic import PositiveFloat
+
 from baselines.online import Document as Tokens
 from baselines.online import EntitySpans, OnlineFinetuner, WeightNet, encode_documents
 from baselines.online.finetuning import WeightsFn, salient, uniform
@@ -108,8 +110,8 @@ class Uniform:
         clip: largest norm of a document's gradient.
     """
 
-    learning_rate: float = 6.5e-6
-    clip: float = 750.0
+    learning_rate: PositiveFloat = 6.5e-6
+    clip: PositiveFloat = 750.0
     plays: ClassVar[type[FinetuningPlayer]] = FinetuningPlayer
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
@@ -127,5 +129,5 @@ class SalientSpans(Uniform):
 class Camels(Uniform):
     """Online fine-tuning with learned weights."""
 
-    learning_rate: float = 2.5e-5
+    learning_rate: PositiveFloat = 2.5e-5
     plays: ClassVar[type[FinetuningPlayer]] = CamelsPlayer

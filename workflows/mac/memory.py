@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from transformers import AutoModel, T5Config
 
 from baselines.online import BM25
@@ -43,6 +44,12 @@ LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
 """The base that each ``base_lm`` is."""
 
 
+class Stage(TypedDict):
+    """What a stage of training has beside the fields of its ``Recipe``."""
+
+    of: Literal["documents", "sentences"]
+
+
 @dataclass
 class Memory:
     """MAC, meta-trained. Needs ``streams`` and the language model that ``base_lm`` names.
@@ -68,17 +75,17 @@ class Memory:
             that only names tell them apart. None in the paper.
     """
 
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: Annotated[dict[str, Any], MACConfig] = field(default_factory=dict)
     encoder: str = ""
     question_encoder: str = ""
     encoder_sizes: dict[str, Any] = field(default_factory=dict)
     base_lm: Literal["tuned", "plain", "reader"] = "tuned"
-    reads: int = 0
+    reads: NonNegativeInt = 0
     quantize: Literal["", "nf4"] = ""
-    n_documents: int = 8192
-    recipe: dict[str, Any] = field(default_factory=dict)
-    dropout: dict[str, Any] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    n_documents: PositiveInt = 8192
+    recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
+    dropout: Annotated[dict[str, Any], BackpropDropout] = field(default_factory=dict)
+    stages: list[Annotated[dict[str, Any], Recipe, Stage]] = field(default_factory=list)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write MAC's networks, and what meta-training cost and how it went.

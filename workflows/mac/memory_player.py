@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from baselines.online import BM25
@@ -124,11 +125,11 @@ class MemoryOfContexts:
         top_k: documents retrieved.
     """
 
-    group_size: int | None = None
-    limit: int | None = None
+    group_size: PositiveInt | None = None
+    limit: PositiveInt | None = None
     policy: Policy = "nearest_average"
     sees: Sees = "all"
-    top_k: int = 5
+    top_k: PositiveInt = 5
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
         if self.sees not in get_args(Sees):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from baselines.online import MetaBatch, MetaRecipe, WeightNet, meta_train
@@ -40,17 +41,17 @@ class Weights:
         max_document: tokens read of a document.
     """
 
-    n_documents: int = 8192
-    n_layers: int = 0
-    steps: int = 100
-    batch_size: int = 6
-    inner_learning_rate: float = 5e-4
-    learning_rate: float = 1e-5
-    accumulation: int = 4
-    anchor: float = 0.1
-    reset_every: int = 4
-    checkpoint_every: int = 0
-    max_document: int = 512
+    n_documents: PositiveInt = 8192
+    n_layers: NonNegativeInt = 0
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 6
+    inner_learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveFloat = 1e-5
+    accumulation: PositiveInt = 4
+    anchor: NonNegativeFloat = 0.1
+    reset_every: PositiveInt = 4
+    checkpoint_every: NonNegativeInt = 0
+    max_document: PositiveInt = 512
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the network.

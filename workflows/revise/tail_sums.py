@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedTokenizerFast
 
 from baselines.post_training.batches import Ids
@@ -47,10 +48,10 @@ class TailSums:
         least_first: sums of what came before instead, which need no looking ahead: a control, where there is nothing to gain.
     """
 
-    columns: int = 7
-    modulus: int = 3
-    neutral: float = 0.7
-    most: int = 4
+    columns: PositiveInt = 7
+    modulus: Annotated[int, Field(ge=2, le=10)] = 3
+    neutral: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    most: PositiveInt = 4
     least_first: bool = False
 
     def __post_init__(self) -> None:
