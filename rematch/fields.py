@@ -107,16 +107,18 @@ class Fields:
         allowed = [part.value for part in parts if isinstance(part, ast.Constant)]
         if len(allowed) < len(parts) or any(value == each and type(value) is type(each) for each in allowed):
             return None
-        return "one of " + ", ".join(map(str, allowed))
+        names = [str(each) or "''" for each in allowed]
+        return f"one of {', '.join(names)}" if names[1:] else names[0]
 
     def _annotated(self, parts: Sequence[ast.expr], value: Any, where: str) -> RematchError | str | None:
         misfit = self._misfit(parts[0], value, where)
         if misfit is not None:
             return misfit if isinstance(misfit, RematchError) else ", ".join([misfit, *_bounds(parts[1:])])
         if SIMPLE["float"][0](value) and not all(_within(part, value) for part in parts[1:]):
-            return ", ".join([SIMPLE[ast.unparse(parts[0])][1], *_bounds(parts[1:])])
+            return ", ".join([SIMPLE.get(ast.unparse(parts[0]), SIMPLE["float"])[1], *_bounds(parts[1:])])
         names = [ast.unparse(part) for part in parts[1:] if isinstance(part, ast.Attribute)]
-        return self._options(names, value, where) if names else None
+        ours = [name for name in names if module_path(self.classes.root, name.rpartition(".")[0])]
+        return self._options(ours, value, where) if ours else None
 
     def _list(self, parts: Sequence[ast.expr], value: Any, where: str) -> RematchError | str | None:
         if not isinstance(value, list | tuple):
@@ -136,7 +138,7 @@ class Fields:
     def _mapping(self, parts: Sequence[ast.expr], value: Any, where: str) -> RematchError | str | None:
         if not isinstance(value, dict):
             return "a mapping"
-        keys, values = parts
+        keys, values = (*parts, ast.Name("Any"))[:2]
         for key, each in value.items():
             if (misfit := self._misfit(keys, key, where)) is not None:
                 return RematchError(f"{where}: key {key!r}: must be {misfit} ({self.use})")
@@ -145,7 +147,7 @@ class Fields:
         return None
 
     def _options(self, names: list[str], value: Any, where: str) -> RematchError | str | None:
-        """The same of the options of classes or functions, given by their full names."""
+        """The same of a mapping of options, of the classes or functions with these full names together."""
         if not isinstance(value, dict):
             return "a mapping"
         every = [self.classes.fields(":".join(name.rsplit(".", 1)), where) for name in names]
@@ -229,7 +231,7 @@ def _collect(root: Path, module: str, node: ast.ClassDef) -> tuple[dict[str, str
 
 
 def _arguments(root: Path, module: str, node: ast.FunctionDef) -> Iterator[tuple[str, str]]:
-    given = node.args.args
+    given = [*node.args.posonlyargs, *node.args.args]
     defaults = [*[None] * (len(given) - len(node.args.defaults)), *node.args.defaults, *node.args.kw_defaults]
     for argument, default in zip([*given, *node.args.kwonlyargs], defaults, strict=True):
         if default is not None:
@@ -262,14 +264,16 @@ class _WriteOut(ast.NodeTransformer):
         self.root, self.module, self.aliases = root, module, aliases
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        if definition(self.root, self.module, ast.unparse(node.value)).name == "Literal":
-            return ast.Subscript(ast.Name("Literal"), node.slice)
-        self.generic_visit(node)
-        return node
+        kind = ast.Name(node.value.attr) if isinstance(node.value, ast.Attribute) else self.visit(node.value)
+        literal = ast.unparse(kind) == "Literal"  # whose texts are no names
+        return ast.Subscript(kind, node.slice if literal else self.visit(node.slice))
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         """A forward reference."""
-        return self.visit(_expression(node.value)) if isinstance(node.value, str) else node
+        try:
+            return self.visit(_expression(node.value)) if isinstance(node.value, str) else node
+        except SyntaxError:
+            return node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         return node
@@ -294,13 +298,18 @@ def _expression(text: str) -> ast.expr:
 
 
 def _union(node: ast.expr) -> list[ast.expr]:
-    """The alternatives of ``a | b``, ``Union`` and ``Optional``."""
+    """The alternatives of ``a | b``, ``Union`` and ``Optional``, also inside of ``Annotated``."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_union(node.left), *_union(node.right)]
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Optional", "Union"):
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         none = [ast.Constant(None)] if ast.unparse(node.value) == "Optional" else []
         return [each for part in (*parts, *none) for each in _union(part)]
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+        first, *rest = node.slice.elts
+        alternatives = _union(first)
+        null = [each for each in alternatives if ast.unparse(each) == "None"]
+        return [ast.Subscript(node.value, ast.Tuple([each, *rest])) for each in alternatives if each not in null] + null
     return [node]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import PositiveInt
@@ -13,7 +13,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from baselines.detectors.language_models import CausalLM, LanguageModel
 from baselines.detectors.resampling import Filler, NGramFiller, T5Filler
-from baselines.loading import Dtype
 from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
 from rematch.hub import Hub
@@ -52,7 +51,7 @@ class LanguageModels:
     discount: float = 0.75
     hub_ids: Annotated[dict[str, str], HubIds] = field(default_factory=dict)
     max_length: PositiveInt = 512
-    dtype: Dtype = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a folder for each model, or a pointer to the hub."""
