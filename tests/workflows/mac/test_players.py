@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from baselines.online import BM25
-from baselines.qa import QAPair, em_strict
+from baselines.qa import QAPair
 from rematch.arena import Task
 from rematch.errors import RematchError
 from rematch.play import Skip
