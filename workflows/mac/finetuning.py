@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from pydantic import PositiveFloat
+from torch import Tensor
 
 from baselines.online import Document as Tokens
 from baselines.online import EntitySpans, OnlineFinetuner, WeightNet, encode_documents
@@ -97,8 +98,13 @@ class CamelsPlayer(FinetuningPlayer):
         if wanted not in folders:
             known = ", ".join(map(str, sorted(folders)))
             raise RematchError(f"no weight network was meta-trained on {wanted} documents; there are: {known}")
-        self.meta_flops = self.task.base_info[folders[wanted]].train_flops
-        return WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device).weigh
+        info = self.task.base_info[folders[wanted]]
+        self.meta_flops, self.meta_texts = info.train_flops, info.samples_seen
+        self.net = WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device)
+        return self.net.weigh
+
+    def networks(self) -> Sequence[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers()]
 
 
 @dataclass
