@@ -31,6 +31,9 @@ from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task
 from workflows.revise.written import Cost, Written, read_cost, read_written
 
+UNUSED = ("unfinished", "empty", "blank", "too_long")
+"""Why a completion is not trained on; the last is of attempts."""
+
 
 @dataclass
 class Arena:
@@ -52,7 +55,7 @@ class Arena:
     METRICS: ClassVar[tuple[str, ...]] = (
         "accuracy", "vote_accuracy", "equal_tokens_accuracy", "tokens", "flops", "post_flops", "generations",
         "first_accuracy", "refine_rate", "fate", "auroc", "auroc_end", "auroc_within", "score_density", "unanswered",
-        "calibration", "lm_eval_accuracy",
+        "calibration", "lm_eval_accuracy", "unused", "right_rows",
     )  # fmt: skip
 
     n_votes: int = 8
@@ -76,6 +79,7 @@ class Arena:
             train_flops=match.train_flops,
             data_hash=match.data_hash,
             notes=match.notes,
+            remarks=match.remarks,
             undefined=undefined,
             exhibits=match.exhibits() if task.seed == 0 else (),
         )
@@ -366,15 +370,53 @@ class Match:
         found = _by_lm_eval(standard_scores, self.arena, model, tokenizer, self.task.hub)
         yield Measurement("lm_eval_accuracy", float(np.mean(found.scores)), items=found.scores)
 
+    # -- what was trained on --------------------------------------------------------------------------------------------
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """What became of the completions sampled in post-training, by its parts."""
+        return dict(self._written_notes.get("counts", {}))
+
+    def unused(self) -> Iterator[Measurement]:
+        """The share of completions that post-training sampled and could not use, and by why; and of those kept in part."""
+        sampled = sum(part["sampled"] for part in self._counts.values())
+        if not sampled:
+            raise Undefined("nothing was sampled in post-training")
+        shares = {
+            reason: sum(part[reason] for part in self._counts.values() if reason in part) / sampled
+            for reason in (*UNUSED, "cut")
+            if any(reason in part for part in self._counts.values())
+        }
+        yield Measurement("unused", sum(share for reason, share in shares.items() if reason in UNUSED))
+        for reason, share in shares.items():
+            yield Measurement("unused", share, f"unused={reason.replace('_', ' ')}")
+
+    def right_rows(self) -> Iterator[Measurement]:
+        """The share of right attempts among those trained on, of all and by stage."""
+        stages = {name: part for name, part in self._counts.items() if part.get("rows")}
+        if not stages:
+            raise Undefined("nothing was trained on attempts that are right or wrong")
+        yield Measurement(
+            "right_rows", sum(part["right"] for part in stages.values()) / sum(part["rows"] for part in stages.values())
+        )
+        for name, part in stages.items():
+            yield Measurement("right_rows", part["right"] / part["rows"], f"stage={name}")
+
     # -- what a reader may look at ------------------------------------------------------------------------------------
 
     @property
     def notes(self) -> dict[str, Any]:
-        """How many questions there were, and what to say where nothing, or everything, was refined."""
+        """How many questions there were, and what became of the completions that post-training sampled."""
         found: dict[str, Any] = {"questions": len(self.problems)}
-        if self.tries > 1 and self._cells.note:
-            found["refines"] = self._cells.note
+        if self.task.axis == "ablation" and self._counts:
+            found["counts"] = self._counts
         return found
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What to say under a table: where nothing, or everything, was refined."""
+        note = self._cells.note if self.tries > 1 else ""
+        return dict.fromkeys(("refine_rate", "accuracy"), note) if note else {}
 
     def exhibits(self) -> list[Exhibit]:
         """Transcripts of the greedy trajectories to the first questions."""
@@ -433,6 +475,7 @@ class FewShotMatch:
         self.arena, self.task = arena, task
         self.train_flops, self.target, self.own_flops = 0.0, None, float("nan")
         self.notes: dict[str, Any] = {"lm_eval_task": arena.lm_eval_task}
+        self.remarks: dict[str, str] = {}
         self.data_hash = ""
 
     def accuracy(self) -> Iterator[Measurement]:

@@ -44,11 +44,11 @@ class Pretrained:
 
     Attributes:
         hub_id: which one.
-        dtype: that it is loaded in.
+        dtype: that it is loaded in; M0's, as both are compared.
     """
 
     hub_id: str = ""
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a pointer to the hub."""

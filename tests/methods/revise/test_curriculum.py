@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_revise import END, REFINE, digit, last_digit, llama, problems, same_weights
+from tiny_revise import END, REFINE, WORDS, digit, last_digit, llama, problems, same_weights
 
 import methods.revise.curriculum as curriculum
+import methods.revise.training as training
 from baselines.checkpoints import weights_digest
 from baselines.post_training.batches import Ids
 from baselines.post_training.imitation import sft
-from baselines.post_training.problems import Problem, sample_pool
+from baselines.post_training.objectives import reference_margins
+from baselines.post_training.problems import Completion, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from methods.revise.attempts import Row
@@ -61,11 +63,17 @@ def fitted(m0: dict[str, torch.Tensor], seed: int = 0, **options: Any) -> tuple[
 
 
 def test_the_defaults_are_the_official_ones() -> None:
+    """But for two, which go together: rows end at an R, and what was written before an unfinished attempt is used."""
     config = ReviseConfig()
     assert (config.k, config.sampling) == (10, Sampling(0.7, 0.9, 1024))
     assert config.stages == ("verify", "correct")
     assert (config.recipe.learning_rate, config.recipe.batch_size, config.recipe.epochs) == (1e-5, 64, 1)
     assert (config.weights.preference, config.weights.sft, config.beta) == (1.0, 0.1, 0.1)
+    assert (config.curriculum, config.reference, config.cycles) == ("two_stage", "stage_start", 0)
+    assert (config.use_gt, config.shuffled, config.rows, config.max_length) == (False, False, None, 1024)
+    official = {"drop_unfinished": True, "eos_after_refine": True}
+    assert {name: getattr(config, name) for name in official} == dict.fromkeys(official, False)
+    assert all(f"``{name}``" in (ReviseConfig.__doc__ or "").partition("Attributes:")[0] for name in official)
     assert ReviseConfig(cycles=2).stages == ("verify", "correct", "correct", "correct")
     assert ReviseConfig(curriculum="one_stage").stages == ("correct",)
     assert ReviseConfig(curriculum="stage1_only").stages == ("verify",)
@@ -92,7 +100,7 @@ def test_the_order_of_stages(m0: dict[str, torch.Tensor], tmp_path: Path) -> Non
     assert after == [stage.end for stage in stages]
     for stage in stages:
         assert stage.samples == stage.start  # fresh samples of the model that the stage starts from
-        assert stage.reference == (stage.start, stage.start)
+        assert stage.reference == stage.start
         assert 0 < stage.n_right < stage.n_rows
         assert stage.training.rows == stage.n_rows
         assert stage.flops == stage.sampling_flops + stage.reference_flops + stage.training.flops
@@ -111,11 +119,25 @@ def test_the_order_of_stages(m0: dict[str, torch.Tensor], tmp_path: Path) -> Non
 
 def test_m0_as_the_reference_of_all_stages(m0: dict[str, torch.Tensor], plain: Any) -> None:
     model, stages = fitted(m0, reference="m0")
-    assert [stage.reference for stage in stages] == [(stages[0].start, stages[0].start)] * 2
+    assert [stage.reference for stage in stages] == [stages[0].start] * 2  # whatever the stages did to the model
+    assert len({stages[0].start, *(stage.end for stage in stages)}) == 3
     other, official = plain
     assert stages[0].training == official[0].training  # the first stage knows no difference
     assert stages[1].training.losses[0] != pytest.approx(official[1].training.losses[0], abs=1e-6)
     assert not same_weights(model, other)
+
+
+def test_the_start_of_a_stage_is_its_reference(m0: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read once, whole, before the model takes its first step."""
+    read: list[tuple[str, int]] = []
+
+    def margins(model: Any, pairs: Any) -> Any:
+        read.append((weights_digest(model), len(pairs)))
+        return reference_margins(model, pairs)
+
+    monkeypatch.setattr(training, "reference_margins", margins)
+    _, stages = fitted(m0)
+    assert read == [(stage.reference, stage.n_rows) for stage in stages] == [(s.start, s.n_rows) for s in stages]
 
 
 def test_a_seed_gives_the_same_run(m0: dict[str, torch.Tensor], plain: Any) -> None:
@@ -191,6 +213,20 @@ def test_what_a_stage_counts(m0: dict[str, torch.Tensor]) -> None:
     _, short = fitted(m0, sampling=Sampling(1.0, 0.95, 4), curriculum="stage1_only")
     assert short[0].n_unfinished + short[0].n_rows <= 32
     assert short[0].n_unfinished > 0
+
+
+def test_completions_without_an_attempt_are_counted(m0: dict[str, torch.Tensor]) -> None:
+    """They ended, are not empty and were not cut, and still nothing can be learned from them."""
+    model, blank = start(m0), WORDS.index("is")
+    written: list[Ids] = [(REFINE,), (REFINE, REFINE), (blank,), PROBLEMS[3].solution]
+    pool = Pool([Completion(i, ids) for i, ids in enumerate(written)], 0, 0, 0, 10, 1, weights_digest(model))
+    config = ReviseConfig(**(CONFIG | {"curriculum": "stage1_only"}))
+    (stage,) = fit(model, PROBLEMS, Tokens(END, REFINE, frozenset({blank})), config, 0, first_pool=pool)
+    assert (stage.n_blank, stage.n_rows) == (3, 1)
+    assert stage.n_unfinished == stage.n_empty == stage.n_cut == stage.n_too_long == 0
+    none = Pool([Completion(0, (REFINE,))], 0, 0, 0, 1, 1, weights_digest(model))
+    with pytest.raises(RematchError, match="0 are empty, 1 hold no attempt"):
+        fit(model, PROBLEMS, TOKENS, config, 0, first_pool=none)
 
 
 class Killed(Exception):
