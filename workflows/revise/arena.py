@@ -31,6 +31,9 @@ from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task
 from workflows.revise.written import Cost, Written, read_cost, read_written
 
+M0_WRITTEN = "m0_written"
+"""The base of what M0 wrote."""
+
 UNUSED = ("unfinished", "empty", "blank", "too_long")
 """Why a completion is not trained on; the last is of attempts."""
 
@@ -329,15 +332,15 @@ class Match:
 
     def auroc_within(self) -> Iterator[Measurement]:
         """Of M(E) - M(R) between first attempts at the same question."""
-        scores, labels, names = [], [], []
-        for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True)):
-            for trajectory in found[: self.arena.n_votes]:
-                first = trajectory.attempts[0]
-                if first.ended:
-                    scores.append(verification_score(first))
-                    labels.append(self._is_right(problem, first))
-                    names.append(i)
-        value = auroc_within(scores, labels, names)
+        firsts = [
+            (i, problem, trajectory.attempts[0])
+            for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True))
+            for trajectory in found[: self.arena.n_votes]
+            if trajectory.attempts[0].ended
+        ]
+        scores = self._scores([(problem, first) for _, problem, first in firsts])
+        labels = [self._is_right(problem, first) for _, problem, first in firsts]
+        value = auroc_within(scores, labels, [i for i, _, _ in firsts])
         yield Measurement("auroc_within", _defined(value, "first attempts at any one question"))
 
     def score_density(self) -> Iterator[Measurement]:
@@ -414,9 +417,12 @@ class Match:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What to say under a table: where nothing, or everything, was refined."""
-        note = self._cells.note if self.tries > 1 else ""
-        return dict.fromkeys(("refine_rate", "accuracy"), note) if note else {}
+        """What to say under tables: where nothing, or everything, was refined, and where M0 is not as it was meant to be."""
+        if self.base == M0_WRITTEN:
+            said = str(self.task.base_info["m0"].notes.get("warning", ""))
+            return dict.fromkeys(("accuracy", "calibration"), said) if said else {}
+        said = self._cells.note if self.tries > 1 else ""
+        return dict.fromkeys(("refine_rate", "accuracy"), said) if said else {}
 
     def exhibits(self) -> list[Exhibit]:
         """Transcripts of the greedy trajectories to the first questions."""
@@ -438,20 +444,21 @@ class Match:
 
 
 class VerifierMatch(Match):
-    """A model that only scores solutions: those of ReVISE's greedy first attempts."""
+    """A model that only scores solutions: those of ReVISE's first attempts, the greedy ones, and all within a question."""
 
     def __init__(self, arena: Arena, task: Task) -> None:
         super().__init__(arena, task)
-        self._flops = 0
+        self._flops, self._n_scored = 0, 0
         for metric in Arena.METRICS:
-            if metric != "auroc":
+            if metric not in ("auroc", "auroc_within", "unused"):
                 setattr(self, metric, _undefined("a verifier answers no question"))
 
     def _scores(self, attempts: Sequence[tuple[Problem, Attempt]]) -> list[float]:
         model, _, tokens = load_model(self.task.bases["verifier"])
-        scores, self._flops = solution_scores(
+        scores, flops = solution_scores(
             model, [problem.prompt for problem, _ in attempts], [attempt.ids for _, attempt in attempts], tokens.end
         )
+        self._flops, self._n_scored = self._flops + flops, self._n_scored + len(attempts)
         return [float(score) for score in scores]
 
     @property
@@ -460,7 +467,12 @@ class VerifierMatch(Match):
 
     @property
     def own_flops(self) -> float:
-        return self._flops / max(1, len(self.problems))
+        """Of judging an attempt."""
+        return self._flops / max(1, self._n_scored)
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        return dict(self.task.base_info["verifier"].notes["counts"])
 
     def exhibits(self) -> list[Exhibit]:
         return []

@@ -325,3 +325,13 @@ def test_the_curve_outlives_a_kill(room: Any, job: Callable[..., BaseJob], monke
     FineTuned(**options).build(made)
     assert read_notes(made.out)["curve"] == read_notes(room.build("m0")[0])["curve"]
     assert not list(made.out.glob("checkpoint*"))
+
+
+@pytest.mark.slow
+def test_without_looking_ahead_there_is_nothing_to_gain(room: Any, card: Any, tmp_path: Path) -> None:
+    """Sums of what came before, which M0 learns at mini's sizes in mini's steps: what mini measures is due to the looking ahead."""
+    options = card.options("bases", "questions", "mini")
+    easy = {"questions": options | {"task": options["task"] | {"least_first": True}}, "m0": {"curve_points": 1}}
+    notes = read_notes(type(room)(card, "mini", tmp_path, base_options=easy).build("m0")[0])
+    assert notes["accuracy"] > 0.95
+    assert "outside 0.35 to 0.75" in notes["warning"]
