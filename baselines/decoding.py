@@ -110,6 +110,11 @@ class Stepper:
         self.model, self.cache, self.mask = model, cache, mask
         self.position = mask.sum(1, keepdim=True)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a row, padding included."""
+        return self.mask.shape[1]
+
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, (any number,)."""
         self.cache.batch_select_indices(rows)

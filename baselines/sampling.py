@@ -9,8 +9,11 @@ for all rows, and tells neither what it cost nor how probable a token was.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import groupby
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,11 +24,17 @@ from transformers import DynamicCache
 
 from baselines.decoding import Stepper, positions
 from baselines.qa import full_precision
-from baselines.transformer_flops import transformer_flops
+from baselines.transformer_flops import TransformerFlops, transformer_flops
 from rematch.errors import RematchError
+from rematch.flops import FlopCount, count_flops
 
 Stream = tuple[int, ...]
 """What a row's random numbers are drawn with, besides the seed; not negative."""
+
+Costs = TransformerFlops | Callable[..., FlopCount] | None
+"""What passes cost: a formula, or a counter that runs them, or nothing that could be told."""
+
+_UNKNOWN: Any = math.nan
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,10 @@ class Sampling:
     max_new_tokens: PositiveInt = 1024
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
             raise RematchError(
-                "Sampling: temperature must not be negative, top_p must lie in (0, 1], max_new_tokens must be at least 1; got "
-                f"{self.temperature}, {self.top_p}, {self.max_new_tokens}"
+                "Sampling: temperature must be a number and not negative, top_p must lie in (0, 1], max_new_tokens must be at "
+                f"least 1; got {self.temperature}, {self.top_p}, {self.max_new_tokens}"
             )
 
 
@@ -111,11 +120,16 @@ def sample(
         batch_size: rows at once.
         progress: what a progress bar on standard error is called; no bar where empty.
 
+    A model without a key/value cache (Mamba) reads a row anew for every token, beside rows as long as it alone. Where its cost is
+    no formula (``transformer_flops``) its passes are counted one by one; the FLOPs are NaN if that cannot be done.
+
     Raises:
-        RematchError: an empty prompt, or one that is longer than the model's context.
+        RematchError: an empty prompt, one that is longer than the model's context, or no room for a row in a batch.
     """
     limit = context_length(model)
     check_prompts(prompts, limit)
+    if batch_size < 1:
+        raise RematchError(f"sample: batch_size is the number of rows at once, at least 1, not {batch_size}")
     streams = [(i,) for i in range(len(prompts))] if streams is None else streams
     was_training = model.training
     model.eval()
@@ -123,9 +137,13 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     found: dict[int, Sample] = {}
     flops = 0
-    for first in _track(range(0, len(order), batch_size), progress):
-        part = order[first : first + batch_size]
-        batch = _Batch(model, [tuple(prompts[i]) for i in part], sampling, limit)
+    cached = _takes_cache(model)
+    # What has no cache may know no padding either.
+    together = [order] if cached else [list(group) for _, group in groupby(order, key=lambda i: len(prompts[i]))]
+    parts = [some[first : first + batch_size] for some in together for first in range(0, len(some), batch_size)]
+    costs = _costs(model) if parts else None
+    for part in _track(parts, progress):
+        batch = _Batch(model, [tuple(prompts[i]) for i in part], sampling, limit, cached, costs)
         uniform = (
             _uniform(seed, [streams[i] for i in part], batch.room).to(model.device) if sampling.temperature else None
         )
@@ -139,14 +157,22 @@ def sample(
 class _Batch:
     """Rows that are continued together, padded on the left."""
 
-    def __init__(self, model: Any, prompts: list[tuple[int, ...]], sampling: Sampling, limit: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompts: list[tuple[int, ...]],
+        sampling: Sampling,
+        limit: int | None,
+        cached: bool,
+        costs: Costs,
+    ) -> None:
         self.model, self.prompts, self.sampling, self.limit = model, prompts, sampling, limit
+        self.cached, self.costs, self.flops = cached, costs, 0
         longest = sampling.max_new_tokens
         # One more than fits into the context: nothing reads the last token.
         rooms = [longest if limit is None else min(longest, limit - len(prompt) + 1) for prompt in prompts]
         self.room = max(rooms)
         self.rooms = torch.tensor(rooms, device=model.device)
-        self.costs, self.flops = transformer_flops(model), 0
 
     def run(self, uniform: Tensor | None, stop: list[int], watch: list[int]) -> list[Sample]:
         """The continuation of every row, from uniform numbers (rows, tokens) or greedy."""
@@ -172,29 +198,43 @@ class _Batch:
             if n_going <= len(rows) // 2:  # Copying the cache for every row that ends would cost more than it saves.
                 step.select(going.nonzero()[:, 0])
                 rows, tokens, going = rows[going], tokens[going], going[going]
-            if self.limit is not None:
+            if self.limit is not None and isinstance(step, Stepper):
                 step.position.clamp_max_(self.limit - 1)  # of rows that have come to an end
-            self.flops += self.costs.forward(len(rows), 1, step.mask.shape[1] + 1)
-            logits = step(tokens)
+            length = step.length + 1
+            shape = (1, length, 1) if self.cached else (length, length, length)
+            logits = self._counted(partial(step, tokens), len(rows), *shape)
         return [_sample(*row, stop) for row in zip(ids.tolist(), scores.tolist(), watched.tolist(), strict=True)]
 
-    def _read_prompts(self) -> tuple[Stepper, Tensor]:
+    def _counted(self, run: Callable[[], Tensor], *shape: int) -> Tensor:
+        """What a pass of this shape gives; its FLOPs are added up."""
+        if isinstance(self.costs, TransformerFlops):
+            self.flops += self.costs.forward(*shape)
+            return run()
+        if self.costs is None:
+            self.flops = _UNKNOWN
+            return run()
+        found: list[Tensor] = []
+        self.flops += self.costs(lambda: found.append(run())).forward
+        return found[0]
+
+    def _read_prompts(self) -> tuple[Stepper | _Rereader, Tensor]:
         """Every different prompt once, then a row for each; the logits of what follows, (rows, V)."""
         unique = list(dict.fromkeys(self.prompts))
         longest = max(map(len, unique))
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in unique], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        self.flops += self.costs.forward(len(unique), longest, None, 1)
-        step = Stepper(self.model, cache, mask)
+        step: Stepper | _Rereader
+        if self.cached:
+            cache = DynamicCache(config=self.model.config)
+            read = partial(
+                self.model, input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            logits = self._counted(lambda: read().logits[:, -1], len(unique), longest, longest, 1)
+            step = Stepper(self.model, cache, mask)
+        else:
+            step = _Rereader(self.model, ids)
+            logits = self._counted(step.read, len(unique), longest, longest, longest)
         if len(unique) < len(self.prompts):
             place = {prompt: i for i, prompt in enumerate(unique)}
             rows = torch.tensor([place[prompt] for prompt in self.prompts], device=self.model.device)
@@ -213,6 +253,52 @@ class _Batch:
         # A token stays if those before it have not got the mass yet: the first always does.
         probs = torch.where(probs.cumsum(-1) - probs < self.sampling.top_p, probs, 0.0)
         return tokens.gather(1, _invert(probs, uniform)[:, None])[:, 0]
+
+
+class _Rereader:
+    """A model without a key/value cache in the middle of its rows (rows, n), which it reads from their beginning every time."""
+
+    def __init__(self, model: Any, ids: Tensor) -> None:
+        self.model, self.ids = model, ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.ids.shape[1]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, (any number,)."""
+        self.ids = self.ids[rows]
+
+    def read(self) -> Tensor:
+        """The logits of what follows, (rows, V)."""
+        logits: Tensor = self.model(input_ids=self.ids, use_cache=False).logits[:, -1]
+        return logits
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Append tokens (rows,), and read."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        return self.read()
+
+
+def _takes_cache(model: Any) -> bool:
+    """Whether a model keeps keys and values, of which rows can be taken; not a state, nor nothing at all."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return not getattr(inner, "_is_stateful", False) and "past_key_values" in signature(inner.forward).parameters
+
+
+def _costs(model: Any) -> Costs:
+    """By formula where there is one, else by running passes under a counter, if that knows all that they do."""
+    try:
+        return transformer_flops(model)
+    except RematchError:
+        pass
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        count_flops(lambda: model(input_ids=ids, use_cache=False).logits)
+    except RematchError:
+        return None
+    return count_flops
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -161,6 +161,8 @@ class Outcome:
         flops_target: the FLOPs that the budget allowed, or None where the axis sets none.
         train_flops: FLOPs spent on training what was played, bases included.
         data_hash: hash of the data that the match was scored on.
+        remarks: what to say under every table of a metric, by metric, where its number would be misread without (a model that
+            never does what is measured).
         exhibits: what a person may read of the match; kept beside its records, and no number is computed from it.
         undefined: metrics of the axis that have no value in this match, each with the reason (a ratio to nothing); the others
             count all the same.
@@ -175,6 +177,7 @@ class Outcome:
     data_hash: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
     exhibits: Sequence[Exhibit] = ()
 
 

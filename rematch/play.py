@@ -252,7 +252,9 @@ def _rows(plan: Plan, match: MatchRun, common: Row, outcome: Outcome) -> tuple[l
         "tokens_seen": outcome.tokens_seen,
         "data_hash": outcome.data_hash,
         "notes": json.dumps(
-            dict(outcome.notes) | ({"undefined": dict(outcome.undefined)} if outcome.undefined else {}),
+            dict(outcome.notes)
+            | ({"undefined": dict(outcome.undefined)} if outcome.undefined else {})
+            | ({"remarks": dict(outcome.remarks)} if outcome.remarks else {}),
             sort_keys=True,
             default=float,
         ),

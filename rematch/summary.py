@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
@@ -193,12 +194,31 @@ def _metric_table(
         caption=caption,
         notes=tuple(
             filter(
-                None, [spec.caption, "" if any(reported.values()) else NO_NUMBERS, *(f"† {note}" for note in caveats)]
+                None,
+                [
+                    spec.caption,
+                    "" if any(reported.values()) else NO_NUMBERS,
+                    *(f"† {note}" for note in caveats),
+                    *_remarks(card, spec.metric, found),
+                ],
             )
         ),
         span=(metric.slice_label or spec.slice or "slice") if across_slices else axis.level_label,
         spanned=len(columns),
     )
+
+
+def _remarks(card: Card, metric: str, found: Mapping[tuple[str, tuple[LevelValue, str]], Sequence[Match]]) -> list[str]:
+    """What matches say of a metric, the same of several seeds once: ``Ours, at 0.5: never refines (seed 0, 2)``."""
+    several = len({level for _, (level, _) in found}) > 1
+    said: dict[tuple[str, str], dict[str, None]] = {}
+    for (name, (level, _)), matches in found.items():
+        who = card.spec.contenders[name].label + (f", at {level_text(level)}" if several else "")
+        for match in matches:
+            remarks = json.loads(str(match.record.get("notes") or "{}")).get("remarks", {})
+            if metric in remarks:
+                said.setdefault((who, remarks[metric]), {})[str(match.seed)] = None
+    return [f"{who}: {remark} (seed {', '.join(seeds)})." for (who, remark), seeds in said.items()]
 
 
 def _column(column: tuple[LevelValue, str], across_slices: bool) -> str:

@@ -12,7 +12,10 @@ from baselines.post_training.batches import Ids
 from baselines.post_training.problems import FinalAnswer
 from rematch.errors import RematchError
 
-_NUMBER_LIKE = re.compile(r"-?[$\d.,]*\d[$\d.,]*")
+_NUMBER_LIKE = re.compile(r"-?[$\d.,]+")
+"""What may be a number if it holds a digit. To ask for the digit here would take quadratic time on rows of dots."""
+
+_DIGIT = re.compile(r"\d")
 
 
 def last_number(text: str) -> Decimal | None:
@@ -21,7 +24,7 @@ def last_number(text: str) -> Decimal | None:
     Commas, dollar signs and one final full stop are dropped. None where there is no number, or what looks like the last one
     is none ("1.2.3").
     """
-    found = _NUMBER_LIKE.findall(text)
+    found = [run for run in _NUMBER_LIKE.findall(text) if _DIGIT.search(run)]
     if not found:
         return None
     try:
@@ -72,11 +75,6 @@ def weighted_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) 
             votes.setdefault(answer, []).append(weight)
     # fsum: equal votes in another order are equal.
     return max(votes, key=lambda answer: math.fsum(votes[answer]), default=None)
-
-
-def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent answer; ties go to the one seen first. None never wins against an answer."""
-    return weighted_vote(answers, [1.0] * len(answers))
 
 
 def pass_at_n(answers: Sequence[Hashable | None], truth: Hashable) -> bool:

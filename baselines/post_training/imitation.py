@@ -101,7 +101,6 @@ def star(
     loops: int = 3,
     recipe: Recipe = POST_RECIPE,
     sampling: Sampling = POOL_SAMPLING,
-    first_pool: Pool | None = None,
     checkpoint: Path | None = None,
     others: Sequence[Problem] = (),
 ) -> list[StarLoop]:
@@ -113,7 +112,6 @@ def star(
     Args:
         hint: a prompt that gives the answer away.
         k: samples a question, and as many hinted ones.
-        first_pool: of the first loop, where it has been sampled already; its cost counts all the same.
         checkpoint: a folder, with one below it for each loop's training.
         others: problems whose ground truths are trained on too, and which are not sampled.
     """
@@ -123,8 +121,7 @@ def star(
     truths = [problem.truth(end) for problem in (*problems, *others)]
     found: list[StarLoop] = []
     for loop in range(loops):
-        own = first_pool if first_pool and not loop else None
-        pool = own or sample_pool(model, problems, k, end, seed + loop, sampling)
+        pool = sample_pool(model, problems, k, end, seed + loop, sampling)
         right, _ = sort_completions(pool.completions, problems)
         unsolved = [problem for problem, kept in zip(problems, right, strict=True) if not kept]
         kept = right_examples(pool, problems, end)

@@ -41,12 +41,6 @@ def split_attempts(completion: Sequence[int], tokens: Tokens) -> list[Ids]:
     return [stripped for ids in attempts if (stripped := strip(ids, tokens.blank))]
 
 
-def split_text(completion: str, end: str, refine: str) -> list[str]:
-    """``split_attempts`` of text in which the tokens are written out as ``end`` and ``refine``."""
-    parts = completion.partition(end)[0].split(refine)
-    return [stripped for part in parts if (stripped := part.strip())]
-
-
 def judge(
     attempts: Sequence[Attempt], final_answer: Callable[[Attempt], Hashable | None], truth: Hashable
 ) -> list[tuple[Attempt, bool]]:

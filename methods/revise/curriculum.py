@@ -15,7 +15,7 @@ from baselines.checkpoints import weights_digest
 from baselines.post_training.problems import POOL_SAMPLING, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe, Training
 from baselines.sampling import Sampling, context_length
-from methods.revise.attempts import Row, attempt_rows, draw_rows, shuffle_labels
+from methods.revise.attempts import Row, attempt_rows, draw_rows, shuffle_labels, split_attempts
 from methods.revise.loss import BETA, OFFICIAL, LossWeights
 from methods.revise.preferences import StageName, preference_pairs
 from methods.revise.tokens import Tokens, check_tokens
@@ -32,7 +32,10 @@ CURRICULA: dict[str, tuple[StageName, ...]] = {
 
 @dataclass(frozen=True)
 class ReviseConfig:
-    """How ReVISE is trained; the defaults are the official code's for GSM8K.
+    """How ReVISE is trained; the defaults are the official code's for GSM8K, but for two that belong together.
+
+    ``eos_after_refine`` and ``drop_unfinished`` are on in the official code. The former teaches to stop after R, which the second
+    stage must undo; without it much of what follows an R does not stop, and the latter would drop the wrong attempts before it.
 
     Attributes:
         k: completions sampled a question, before each stage.
@@ -47,10 +50,7 @@ class ReviseConfig:
         weights, beta: of the loss.
         use_gt: the ground truths are right attempts too.
         drop_unfinished: leave out a whole completion that does not stop by itself (official code), not only its last attempt.
-            What follows an R is first trained in the second stage, so that much of it does not stop before, and the wrong
-            attempts in front of it, which the second stage is to learn from, would go with it; the official code is spared
-            that by ``eos_after_refine``.
-        eos_after_refine: E also after an R that ends a continuation.
+        eos_after_refine: E also after an R that ends a continuation (official code).
         rows: drawn at most for each stage; all where None.
         max_length: tokens of a row at most, and never more than the model reads; longer rows are left out and counted.
         shuffled: the first stage's labels are dealt out anew: a negative control.
@@ -100,9 +100,11 @@ class Stage:
         name: ``verify`` or ``correct``.
         start, end: digests of the model's weights before and after.
         samples: digest of the model that wrote the samples.
-        reference: digests of the reference model before and after; of the start where that is the reference.
+        reference: digest of the reference model after the stage; where that is the stage's start, which is read once before the
+            first step, that of the start.
         n_rows, n_right: attempts trained on, and those labelled right among them. Nothing balances them.
         n_unfinished, n_empty, n_cut, n_sampled_tokens: of the pool.
+        n_blank: completions of refine tokens and white space alone, which hold no attempt.
         n_too_long: attempts left out for ``max_length``.
         sampling_flops, reference_flops: of sampling, and of the reference model's pass.
         training: of the policy.
@@ -112,12 +114,13 @@ class Stage:
     start: str
     end: str
     samples: str
-    reference: tuple[str, str]
+    reference: str
     n_rows: int
     n_right: int
     n_unfinished: int
     n_empty: int
     n_cut: int
+    n_blank: int
     n_too_long: int
     n_sampled_tokens: int
     sampling_flops: int
@@ -172,19 +175,20 @@ def fit(
                 cut_after=None if config.drop_unfinished else tokens.refine, progress=shown,
             )  # fmt: skip
         attempts = attempt_rows(pool.completions, problems, tokens, config.use_gt)
+        n_blank = sum(not split_attempts(completion.ids, tokens) for completion in pool.completions)
         usable = _that_fit(attempts, problems, limit)
         rows = draw_rows(usable, config.rows, stage_seed)
         if not rows:
             raise RematchError(
-                f"ReVISE: no sample can be used: {pool.n_unfinished} did not end, {pool.n_empty} are empty, {len(attempts)} make "
-                f"rows of more than {limit} tokens; fine-tune the model on solutions first, or raise max_new_tokens or max_length"
+                f"ReVISE: no sample can be used: {pool.n_unfinished} did not end, {pool.n_empty} are empty, {n_blank} hold "
+                f"no attempt, {len(attempts)} make rows of more than {limit} tokens; fine-tune the model on solutions first, or raise "
+                "max_new_tokens or max_length"
             )
         if config.shuffled and name == "verify":
             rows = shuffle_labels(rows, stage_seed)
         work = folder / f"{number + 1}_{name}" if folder else None
         if work:
             write_rows(work / "rows.jsonl", rows, pool.weights)
-        before = start if m0 is None else weights_digest(m0)
         pairs = preference_pairs(rows, problems, name, tokens, config.eos_after_refine)
         recipe = _recipe(config, number, len(rows))
         learned = train_stage(model, pairs, tokens, stage_seed, recipe, config.weights, config.beta, m0, work)
@@ -194,12 +198,13 @@ def fit(
                 start=start,
                 end=weights_digest(model),
                 samples=pool.weights,
-                reference=(before, before if m0 is None else weights_digest(m0)),
+                reference=start if m0 is None else weights_digest(m0),
                 n_rows=len(rows),
                 n_right=sum(row.right for row in rows),
                 n_unfinished=pool.n_unfinished,
                 n_empty=pool.n_empty,
                 n_cut=pool.n_cut,
+                n_blank=n_blank,
                 n_too_long=len(attempts) - len(usable),
                 n_sampled_tokens=pool.n_tokens,
                 sampling_flops=pool.flops,

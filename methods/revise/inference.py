@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
+from operator import index
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,9 +14,10 @@ import numpy as np
 from baselines.post_training.answers import last_number, on_ids
 from baselines.post_training.batches import Ids
 from baselines.sampling import Sampling, context_length
-from methods.revise.tokens import Tokens, check_tokens, find_tokens
+from methods.revise.tokens import Tokens, check_ids, check_tokens, find_tokens
 from methods.revise.trajectories import (
     CONFIDENCE_CONTEXTS,
+    REFINE_MODES,
     ConfidenceContext,
     RefineMode,
     Trajectory,
@@ -53,7 +56,7 @@ class Generation:
     """Answers, one a prompt, and what they cost.
 
     Attributes:
-        flops: of all passes.
+        flops: of all passes; NaN for a model of which they cannot be counted.
         n_tokens: generated.
     """
 
@@ -101,9 +104,9 @@ def solve(
         sampling: of the others; its ``max_new_tokens`` are those of all.
         names: a number for every prompt, by which its random numbers are drawn; its place where None.
     """
-    if n < 1:
-        raise RematchError(f"solve: n is the number of trajectories, at least 1, not {n}")
+    _check("solve", refine_mode, n=n, tries=tries, batch_size=batch_size)
     check_tokens(tokens, model)
+    check_ids(prompts, model)
     found: list[list[Trajectory]] = [[] for _ in prompts]
     n_greedy, spent = int(first_greedy), Spent([], [])
     for how, numbers, total, shown in (
@@ -122,6 +125,15 @@ def solve(
         for (i, _), trajectory in zip(asked, trajectories, strict=True):
             found[i].append(trajectory)
     return found, spent
+
+
+def _check(where: str, refine_mode: str, **counts: int) -> None:
+    """Raise RematchError for what would be wrong whatever the prompts are."""
+    if refine_mode not in REFINE_MODES:
+        raise unknown("refine_mode", refine_mode, REFINE_MODES, where)
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or int(value) < 1:
+            raise RematchError(f"{where}: {name} must be a whole number, at least 1, not {value}")
 
 
 def why_unread(prompt: Ids, limit: int | None) -> Literal["empty_prompt", "too_long"] | None:
@@ -151,7 +163,7 @@ def generate(
     """Answer every prompt by a vote between n trajectories.
 
     Args:
-        model: a transformers causal LM that has been trained with ReVISE.
+        model: a transformers causal LM that has been trained with ReVISE; one without a key/value cache takes longer.
         tokenizer: its tokenizer, with the refine token.
         prompts: texts as the model was trained to read them, or their token ids (``methods.revise.text.encode_prompt``).
         final_answer: of an attempt's text; None where there is none. The default reads the last number.
@@ -168,7 +180,16 @@ def generate(
 
     Prompts that cannot be read and attempts that come to no answer are answers with another status than ``ok``, never
     left out.
+
+    Raises:
+        RematchError: an option has a value that it cannot have, ``prompts`` is one text, a prompt is neither text nor token ids
+            that the model knows, or there is no refine token.
     """
+    _check("generate", refine_mode, n=n, tries=tries, batch_size=batch_size)
+    if isinstance(prompts, str):
+        raise RematchError("generate: prompts is one text; give a list of them: generate(model, tokenizer, [prompt])")
+    if seed < 0:
+        raise RematchError(f"generate: seed must not be negative, not {seed}")
     if vote not in VOTES:
         raise unknown("vote", vote, VOTES, "generate")
     if conf_context not in CONFIDENCE_CONTEXTS:
@@ -176,7 +197,8 @@ def generate(
     tokens = tokens or find_tokens(tokenizer, model)
     read = on_ids(tokenizer, final_answer)
     limit = context_length(model)
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    encoded = [_encode(tokenizer, prompt, i) for i, prompt in enumerate(prompts)]
+    check_ids(encoded, model)
     unread = [why_unread(ids, limit) for ids in encoded]
     asked = [i for i, status in enumerate(unread) if status is None]
     found, spent = solve(
@@ -208,8 +230,13 @@ def _vote(
     return Answer(winner, status, text, shown.confidence(conf_context), trajectories)
 
 
-def _encode(tokenizer: Any, prompt: str | Sequence[int]) -> Ids:
+def _encode(tokenizer: Any, prompt: str | Sequence[int], place: int) -> Ids:
     """Token ids; none for a text without anything to read, whatever the tokenizer puts before a text."""
     if isinstance(prompt, str):
         return tuple(tokenizer(prompt)["input_ids"]) if prompt.strip() else ()
-    return tuple(prompt)
+    try:
+        return tuple(map(index, prompt))
+    except TypeError:
+        raise RematchError(
+            f"generate: prompt {place} must be a text or a sequence of token ids, not {prompt!r}; prompts is a list of them"
+        ) from None

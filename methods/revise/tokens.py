@@ -76,6 +76,15 @@ def check_tokens(tokens: Tokens, model: Any) -> None:
         )
 
 
+def check_ids(prompts: Sequence[Sequence[int]], model: Any) -> None:
+    """Raise RematchError where a prompt holds a token id of which the model has no embedding."""
+    size = int(model.get_input_embeddings().num_embeddings)
+    for i, prompt in enumerate(prompts):
+        unknown_id = next((token for token in prompt if not 0 <= token < size), None)
+        if unknown_id is not None:
+            raise RematchError(f"prompt {i} holds the token id {unknown_id}; the model knows 0 to {size - 1}")
+
+
 def add_tokens(tokenizer: Any, model: Any, refine: str | None = None) -> Tokens:
     """``find_tokens``, after tokenizer and model have been given what they lack, in place.
 

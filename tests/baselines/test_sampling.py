@@ -169,3 +169,9 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     assert "samples" in shown.err
     assert not shown.out
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_room_for_a_row(batch_size: int) -> None:
+    with pytest.raises(RematchError, match=f"batch_size is the number of rows at once, at least 1, not {batch_size}"):
+        draw(llama(), batch_size=batch_size)

@@ -95,11 +95,6 @@ class Addition:
                 f"Addition: without labels all questions have the same number of columns, and long is empty; got {columns}"
             )
 
-    @classmethod
-    def label_free(cls, propagate: float = 0.6, n: int = 6) -> Addition:
-        """The variant without labels, of n columns."""
-        return cls(propagate, lengths=(n,), long=(), carry=(n,), labelled=False)
-
     def questions(self, n: int, split: Split = "id", part: Part = "train", seed: int = 0) -> list[Question]:
         """n different questions; with the same seed the first n1 of n2 are the same.
 

@@ -32,6 +32,12 @@ from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task
 from workflows.revise.written import Cost, Written, read_cost, read_written
 
+M0_WRITTEN = "m0_written"
+"""The base of what M0 wrote."""
+
+UNUSED = ("unfinished", "empty", "blank", "too_long")
+"""Why a completion is not trained on; the last is of attempts."""
+
 
 @dataclass
 class Arena:
@@ -53,7 +59,7 @@ class Arena:
     METRICS: ClassVar[tuple[str, ...]] = (
         "accuracy", "vote_accuracy", "equal_tokens_accuracy", "tokens", "flops", "post_flops", "generations",
         "first_accuracy", "refine_rate", "fate", "auroc", "auroc_end", "auroc_within", "score_density", "unanswered",
-        "calibration", "lm_eval_accuracy",
+        "calibration", "lm_eval_accuracy", "unused", "right_rows",
     )  # fmt: skip
 
     n_votes: PositiveInt = 8
@@ -77,6 +83,7 @@ class Arena:
             train_flops=match.train_flops,
             data_hash=match.data_hash,
             notes=match.notes,
+            remarks=match.remarks,
             undefined=undefined,
             exhibits=match.exhibits() if task.seed == 0 else (),
         )
@@ -326,15 +333,15 @@ class Match:
 
     def auroc_within(self) -> Iterator[Measurement]:
         """Of M(E) - M(R) between first attempts at the same question."""
-        scores, labels, names = [], [], []
-        for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True)):
-            for trajectory in found[: self.arena.n_votes]:
-                first = trajectory.attempts[0]
-                if first.ended:
-                    scores.append(verification_score(first))
-                    labels.append(self._is_right(problem, first))
-                    names.append(i)
-        value = auroc_within(scores, labels, names)
+        firsts = [
+            (i, problem, trajectory.attempts[0])
+            for i, (problem, found) in enumerate(zip(self.problems, self.written.trajectories, strict=True))
+            for trajectory in found[: self.arena.n_votes]
+            if trajectory.attempts[0].ended
+        ]
+        scores = self._scores([(problem, first) for _, problem, first in firsts])
+        labels = [self._is_right(problem, first) for _, problem, first in firsts]
+        value = auroc_within(scores, labels, [i for i, _, _ in firsts])
         yield Measurement("auroc_within", _defined(value, "first attempts at any one question"))
 
     def score_density(self) -> Iterator[Measurement]:
@@ -367,15 +374,56 @@ class Match:
         found = _by_lm_eval(standard_scores, self.arena, model, tokenizer, self.task.hub)
         yield Measurement("lm_eval_accuracy", float(np.mean(found.scores)), items=found.scores)
 
+    # -- what was trained on --------------------------------------------------------------------------------------------
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """What became of the completions sampled in post-training, by its parts."""
+        return dict(self._written_notes.get("counts", {}))
+
+    def unused(self) -> Iterator[Measurement]:
+        """The share of completions that post-training sampled and could not use, and by why; and of those kept in part."""
+        sampled = sum(part["sampled"] for part in self._counts.values())
+        if not sampled:
+            raise Undefined("nothing was sampled in post-training")
+        shares = {
+            reason: sum(part[reason] for part in self._counts.values() if reason in part) / sampled
+            for reason in (*UNUSED, "cut")
+            if any(reason in part for part in self._counts.values())
+        }
+        yield Measurement("unused", sum(share for reason, share in shares.items() if reason in UNUSED))
+        for reason, share in shares.items():
+            yield Measurement("unused", share, f"unused={reason.replace('_', ' ')}")
+
+    def right_rows(self) -> Iterator[Measurement]:
+        """The share of right attempts among those trained on, of all and by stage."""
+        stages = {name: part for name, part in self._counts.items() if part.get("rows")}
+        if not stages:
+            raise Undefined("nothing was trained on attempts that are right or wrong")
+        yield Measurement(
+            "right_rows", sum(part["right"] for part in stages.values()) / sum(part["rows"] for part in stages.values())
+        )
+        for name, part in stages.items():
+            yield Measurement("right_rows", part["right"] / part["rows"], f"stage={name}")
+
     # -- what a reader may look at ------------------------------------------------------------------------------------
 
     @property
     def notes(self) -> dict[str, Any]:
-        """How many questions there were, and what to say where nothing, or everything, was refined."""
+        """How many questions there were, and what became of the completions that post-training sampled."""
         found: dict[str, Any] = {"questions": len(self.problems)}
-        if self.tries > 1 and self._cells.note:
-            found["refines"] = self._cells.note
+        if self.task.axis == "ablation" and self._counts:
+            found["counts"] = self._counts
         return found
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What to say under tables: where nothing, or everything, was refined, and where M0 is not as it was meant to be."""
+        if self.base == M0_WRITTEN:
+            said = str(self.task.base_info["m0"].notes.get("warning", ""))
+            return dict.fromkeys(("accuracy", "calibration"), said) if said else {}
+        said = self._cells.note if self.tries > 1 else ""
+        return dict.fromkeys(("refine_rate", "accuracy"), said) if said else {}
 
     def exhibits(self) -> list[Exhibit]:
         """Transcripts of the greedy trajectories to the first questions."""
@@ -397,20 +445,21 @@ class Match:
 
 
 class VerifierMatch(Match):
-    """A model that only scores solutions: those of ReVISE's greedy first attempts."""
+    """A model that only scores solutions: those of ReVISE's first attempts, the greedy ones, and all within a question."""
 
     def __init__(self, arena: Arena, task: Task) -> None:
         super().__init__(arena, task)
-        self._flops = 0
+        self._flops, self._n_scored = 0, 0
         for metric in Arena.METRICS:
-            if metric != "auroc":
+            if metric not in ("auroc", "auroc_within", "unused"):
                 setattr(self, metric, _undefined("a verifier answers no question"))
 
     def _scores(self, attempts: Sequence[tuple[Problem, Attempt]]) -> list[float]:
         model, _, tokens = load_model(self.task.bases["verifier"])
-        scores, self._flops = solution_scores(
+        scores, flops = solution_scores(
             model, [problem.prompt for problem, _ in attempts], [attempt.ids for _, attempt in attempts], tokens.end
         )
+        self._flops, self._n_scored = self._flops + flops, self._n_scored + len(attempts)
         return [float(score) for score in scores]
 
     @property
@@ -419,7 +468,12 @@ class VerifierMatch(Match):
 
     @property
     def own_flops(self) -> float:
-        return self._flops / max(1, len(self.problems))
+        """Of judging an attempt."""
+        return self._flops / max(1, self._n_scored)
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        return dict(self.task.base_info["verifier"].notes["counts"])
 
     def exhibits(self) -> list[Exhibit]:
         return []
@@ -434,6 +488,7 @@ class FewShotMatch:
         self.arena, self.task = arena, task
         self.train_flops, self.target, self.own_flops = 0.0, None, float("nan")
         self.notes: dict[str, Any] = {"lm_eval_task": arena.lm_eval_task}
+        self.remarks: dict[str, str] = {}
         self.data_hash = ""
 
     def accuracy(self) -> Iterator[Measurement]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -14,10 +15,11 @@ from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from methods.revise.curriculum import ReviseConfig, Stage, fit
 from methods.revise.loss import LossWeights
+from rematch.arena import BaseJob
 from rematch.errors import RematchError
 from rematch.options import made
 from workflows.revise.models import STAGE_1, read_notes
-from workflows.revise.post_training import Job, Learned, PostTraining, sampling_of
+from workflows.revise.post_training import START, Job, Learned, PostTraining, sampling_of
 
 Curriculum = Literal["two_stage", "one_stage", "stage1_only", "correct_only"]
 
@@ -52,11 +54,18 @@ class Revise(PostTraining):
         pool, k = job.pool(problems)
         if k != self.k:
             raise RematchError(f"{job.where}: k: {self.k}; the base 'samples' has {k} completions a question")
-        return self._fit(job, model, problems, recipe, pool)
+        return self._fit(job, model, problems, recipe, pool, {})
 
     def _fit(
-        self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe, pool: Pool | None, before: float = 0.0
+        self,
+        job: Job,
+        model: Any,
+        problems: Sequence[Problem],
+        recipe: Recipe,
+        pool: Pool | None,
+        before: dict[str, Any],
     ) -> Learned:
+        """Train, after what the notes ``before`` are of, if anything."""
         names = [each.name for each in dataclasses.fields(ReviseConfig)]
         options = {name: getattr(self, name) for name in names if hasattr(self, name)}
         config = ReviseConfig(
@@ -75,11 +84,17 @@ class Revise(PostTraining):
                 job.tokenizer.save_pretrained(job.base.out / STAGE_1)
 
         fit(model, problems, job.tokens, config, job.seed, pool, job.checkpoint, after)
+        n_sampled, counts = self.k * len(problems), before.get("counts", {})
         return Learned(
-            flops=sum(stage.flops for stage in found) + before,
-            generations=self.k * len(problems) * len(found),
+            flops=sum(stage.flops for stage in found) + before.get("post_flops", 0.0),
+            generations=n_sampled * len(found) + before.get("generations", 0),
             rows=sum(stage.training.rows for stage in found),
             tokens=sum(stage.training.tokens for stage in found),
+            counts=counts
+            | {
+                f"{number} {stage.name}": _counts(stage, n_sampled)
+                for number, stage in enumerate(found, start=len(counts) + 1)
+            },
             notes={
                 "stages": [
                     {key: value for key, value in dataclasses.asdict(stage).items() if key != "training"}
@@ -92,14 +107,24 @@ class Revise(PostTraining):
 
 @dataclass
 class Cycle(Revise):
-    """The second stage once more, from a model that ReVISE made, on fresh samples of it. Needs ``revise``."""
+    """The second stage once more, from a model that ReVISE or another cycle made, on fresh samples of it.
+
+    Needs that model, ``m0`` and ``questions``.
+    """
 
     curriculum: Curriculum = "correct_only"
 
-    start: ClassVar[str] = "revise"
+    def start(self, job: BaseJob) -> Path:
+        (folder,) = (path for name, path in job.needs.items() if name not in (START, "questions"))
+        return folder
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
-        notes = read_notes(job.base.needs["revise"])
-        learned = self._fit(job, model, problems, recipe, None, notes["post_flops"])
-        learned.generations += notes["generations"]
-        return learned
+        return self._fit(job, model, problems, recipe, None, read_notes(self.start(job.base)))
+
+
+def _counts(stage: Stage, n_sampled: int) -> dict[str, int]:
+    """What became of a stage's completions: those not used, those kept in part, attempts trained on and right ones among them."""
+    return {
+        "sampled": n_sampled, "unfinished": stage.n_unfinished, "empty": stage.n_empty, "blank": stage.n_blank,
+        "too_long": stage.n_too_long, "cut": stage.n_cut, "rows": stage.n_rows, "right": stage.n_right,
+    }  # fmt: skip

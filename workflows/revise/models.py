@@ -29,6 +29,9 @@ from rematch.records import write_text
 from workflows.revise.data import TRAIN, VALIDATION, read_problems
 from workflows.revise.tasks import load_task
 
+BAND = 0.35, 0.75
+"""Where M0's greedy accuracy was meant to end."""
+
 NOTES, POINTER = "training.json", "hub.json"
 STAGE_1 = "stage1"
 """Folder of the model after ReVISE's first stage, in that of the one after both."""
@@ -56,11 +59,11 @@ class Pretrained:
 
     Attributes:
         hub_id: which one.
-        dtype: that it is loaded in.
+        dtype: that it is loaded in; M0's, as both are compared.
     """
 
     hub_id: str = ""
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a pointer to the hub."""
@@ -80,6 +83,9 @@ def load_pretrained(folder: Path, hub: Hub) -> tuple[Any, Any]:
 @dataclass
 class FineTuned:
     """M0: a causal language model fine-tuned on solutions. Needs ``questions``.
+
+    Where its greedy accuracy ends outside ``BAND`` a note says so: there is too little that is right, or too little that is wrong,
+    to learn from.
 
     Attributes:
         sizes: of a Llama from scratch (``MODEL_SIZES``), for questions whose words are tokens.
@@ -130,7 +136,9 @@ class FineTuned:
         every = max(1, n_steps // max(1, self.curve_points))
         after_step = measure if self.curve_points else None
         done = train(model, objective, recipe, seed, job.out / "checkpoint", after_step)
-        notes = {"curve": sorted(curve.items()), "final_loss": done.final_loss, "steps": done.steps}
+        notes: dict[str, Any] = {"curve": sorted(curve.items()), "final_loss": done.final_loss, "steps": done.steps}
+        if curve:
+            notes |= {"accuracy": curve[max(curve)]} | outside_band(curve[max(curve)])
         return save_model(model, tokenizer, job.out, done.flops, done.rows, done.tokens, notes)
 
     def _fresh(self, job: BaseJob, seed: int, where: str) -> tuple[Any, Any]:
@@ -156,6 +164,14 @@ class FineTuned:
         )  # fmt: skip
         torch.manual_seed(seed)
         return LlamaForCausalLM(config), tokenizer
+
+
+def outside_band(accuracy: float) -> dict[str, str]:
+    """What to note of an accuracy outside ``BAND``, as ``warning``; nothing else."""
+    low, high = BAND
+    if low <= accuracy <= high:
+        return {}
+    return {"warning": f"M0 ends at {accuracy:.3f} on validation questions, outside {low} to {high}"}
 
 
 def greedy_accuracy(model: Any, problems: Sequence[Problem], tokens: Tokens, max_new_tokens: int) -> float:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import PositiveInt
 
@@ -81,6 +81,8 @@ class Learned:
     Attributes:
         flops: sampling and reference models included, the part of ``before`` too.
         generations: completions sampled for it.
+        counts: what became of the completions sampled for each of its parts, by the name of the part: ``sampled``, and of them
+            ``unfinished`` and ``empty``, and more that is told of one way only.
         notes: how it went.
     """
 
@@ -88,6 +90,7 @@ class Learned:
     generations: int = 0
     rows: int = 0
     tokens: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,23 +106,25 @@ class PostTraining:
     recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
     n_questions: PositiveInt | None = None
 
-    start: ClassVar[str] = START
-
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model with its tokenizer, and what post-training cost and how it went."""
         where = f"bases.{job.name}"
         recipe = made(Recipe, self.recipe, f"{where}: recipe")
-        model, tokenizer, tokens = load_model(job.needs[self.start])
+        model, tokenizer, tokens = load_model(self.start(job))
         task = load_task(job.needs["questions"], tokenizer)
         problems = read_problems(job.needs["questions"] / TRAIN, task, self.n_questions, f"{where}: n_questions")
         learned = self.learn(Job(job, where, task, tokens, tokenizer), model, problems, recipe)
         notes = {
             "post_flops": learned.flops, "generations": learned.generations, "n_questions": len(problems),
-            "m0_flops": self._before(job), **learned.notes,
+            "m0_flops": self._before(job), "counts": learned.counts, **learned.notes,
         }  # fmt: skip
         return save_model(
             model, tokenizer, job.out, learned.flops + self._before(job), learned.rows, learned.tokens, notes
         )
+
+    def start(self, job: BaseJob) -> Path:
+        """The folder of the model that is trained on."""
+        return job.needs[START]
 
     def _before(self, job: BaseJob) -> float:
         return float(read_notes(job.needs[START])["train_flops"])
@@ -160,6 +165,15 @@ class Job:
                 f"{self.where}: n_questions: {len(problems)}; the base 'samples' is of {n_questions} questions"
             )
         return pool, k
+
+
+def counts_of(n_sampled: int, *pools: Pool) -> dict[str, int]:
+    """What became of the completions of pools."""
+    return {
+        "sampled": n_sampled,
+        "unfinished": sum(pool.n_unfinished for pool in pools),
+        "empty": sum(pool.n_empty for pool in pools),
+    }
 
 
 def sampling_of(options: dict[str, Any], where: str) -> Sampling:

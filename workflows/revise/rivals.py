@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from baselines.post_training.dpo import dpo, solution_pairs
-from baselines.post_training.imitation import rft, right_examples, sft_for_flops, star
+from baselines.post_training.imitation import StarLoop, rft, right_examples, sft_for_flops, star
 from baselines.post_training.problems import Problem
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from rematch.errors import RematchError
 from workflows.revise.data import TRAIN, read_problems
 from workflows.revise.models import read_notes
-from workflows.revise.post_training import SAMPLES, START, Job, Learned, PostTraining, sampling_of
+from workflows.revise.post_training import SAMPLES, START, Job, Learned, PostTraining, counts_of, sampling_of
 
 
 @dataclass
@@ -55,14 +55,16 @@ class Continued(Imitation):
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         (like,) = (path for name, path in job.base.needs.items() if name not in (START, "questions", SAMPLES))
         truths, spent, generations = self.truths(job, problems), 0, 0
+        counts: dict[str, dict[str, int]] = {}
         examples = [problem.truth(job.tokens.end) for problem in truths]
         if self.own_samples:
             pool, k = job.pool(problems)
             examples += right_examples(pool, problems, job.tokens.end)
             spent, generations = pool.flops, k * len(problems)
+            counts = {"samples": counts_of(generations, pool)}
         target = read_notes(like)["post_flops"] - spent
         done = sft_for_flops(model, examples, target, job.seed, recipe, job.checkpoint)
-        return Learned(done.flops + spent, generations, done.rows, done.tokens, {"steps": done.steps})
+        return Learned(done.flops + spent, generations, done.rows, done.tokens, counts, {"steps": done.steps})
 
 
 @dataclass
@@ -74,9 +76,11 @@ class RFT(Imitation):
         # The pool's questions are the first ones of all whose ground truths are imitated.
         done = rft(model, self.truths(job, problems), pool, job.tokens.end, job.seed, recipe, job.checkpoint)
         kept = len(right_examples(pool, problems, job.tokens.end))
+        sampled = k * len(problems)
         return Learned(
-            done.flops + pool.flops, k * len(problems), done.rows, done.tokens, {"steps": done.steps, "n_kept": kept}
-        )
+            done.flops + pool.flops, sampled, done.rows, done.tokens, {"samples": counts_of(sampled, pool)},
+            {"steps": done.steps, "n_kept": kept},
+        )  # fmt: skip
 
 
 @dataclass
@@ -100,19 +104,24 @@ class Star(Imitation):
         )  # fmt: skip
         return Learned(
             flops=sum(loop.flops for loop in found),
-            generations=sum(self.k * len(problems) for _ in found) + sum(self._hinted(loop) for loop in found),
+            generations=sum(self._sampled(loop, problems) for loop in found),
             rows=sum(loop.training.rows for loop in found),
             tokens=sum(loop.training.tokens for loop in found),
+            counts={
+                f"loop {number}": counts_of(self._sampled(loop, problems), *filter(None, (loop.pool, loop.hinted)))
+                | {"kept": loop.n_right, "rationalised": loop.n_rationalised}
+                for number, loop in enumerate(found, start=1)
+            },
             notes={
                 "n_right": [loop.n_right for loop in found],
                 "n_rationalised": [loop.n_rationalised for loop in found],
             },
         )
 
-    def _hinted(self, loop: Any) -> int:
-        if loop.hinted is None:
-            return 0
-        return len(loop.hinted.completions) + int(loop.hinted.n_unfinished) + int(loop.hinted.n_empty)
+    def _sampled(self, loop: StarLoop, problems: Sequence[Problem]) -> int:
+        hinted = loop.hinted
+        n_hinted = len(hinted.completions) + hinted.n_unfinished + hinted.n_empty if hinted else 0
+        return self.k * len(problems) + n_hinted
 
 
 @dataclass
@@ -135,5 +144,5 @@ class DPO(PostTraining):
         done = dpo(model, pairs, recipe, job.seed, self.beta, checkpoint=job.checkpoint)
         return Learned(
             done.flops + pool.flops, k * len(problems), done.training.rows, done.training.tokens,
-            {"steps": done.training.steps, "n_pairs": len(pairs)},
+            {"samples": counts_of(k * len(problems), pool)}, {"steps": done.training.steps, "n_pairs": len(pairs)},
         )  # fmt: skip

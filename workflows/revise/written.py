@@ -116,10 +116,13 @@ class Writer:
             _write(job.out / f"{name}.jsonl", found)
         (job.out / META).write_text(json.dumps(meta), encoding="utf-8")
         learned = read_notes(source)
+        counts = learned.get("counts", {})
+        counts = dict(list(counts.items())[: self.stage])
         return BaseInfo(
             float(learned["train_flops"]), n_written, n_tokens,
             notes={"sampling_flops": total, "post_flops": learned.get("post_flops", 0.0),
-                   "generations": learned.get("generations", 0), "n_questions": learned.get("n_questions")},
+                   "generations": learned.get("generations", 0), "n_questions": learned.get("n_questions"),
+                   "counts": counts},
         )  # fmt: skip
 
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from tiny_revise import END, MAKERS, N_POSITIONS, REFINE, VOCAB_SIZE, WORDS, last_digit, llama, tokenizer
 from torch import Tensor
+from transformers import MambaConfig, MambaForCausalLM
 
+import baselines.sampling
 from baselines.post_training.answers import last_number, on_ids
 from baselines.post_training.batches import Ids
 from baselines.sampling import Sampling, sample
+from baselines.transformer_flops import transformer_flops
 from methods.revise.inference import Generation, generate, solve
 from methods.revise.tokens import Tokens
 from methods.revise.trajectories import NO_BELIEF, Attempt, Belief, Trajectory, write_trajectories
@@ -255,7 +258,7 @@ def test_the_first_is_greedy_or_not(writer: Any) -> None:
     assert [[t.attempts[0].ids for t in found[1:]] for found in with_greedy] == [
         [t.attempts[0].ids for t in found[1:]] for found in without
     ]
-    with pytest.raises(RematchError, match="at least 1, not 0"):
+    with pytest.raises(RematchError, match="solve: n must be a whole number, at least 1, not 0"):
         solve(writer, PROMPTS, TOKENS, 0)
 
 
@@ -405,6 +408,75 @@ def test_tokens_are_looked_for_and_checked(writer: Any) -> None:
         generate(writer, tokenizer(), ["1"], progress=False)
     with pytest.raises(RematchError, match="token ids 0 to 19, not 20"):
         generated(writer, ["1"], tokens=Tokens(END, 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": "1 is"}, r"prompts is one text; give a list of them: generate\(model, tokenizer, \[prompt\]\)"),
+        ({"prompts": [4, 5]}, "prompt 0 must be a text or a sequence of token ids, not 4"),
+        ({"prompts": [X, (4, 0.5)]}, "prompt 1 must be a text or a sequence of token ids"),
+        ({"prompts": [X, (4, VOCAB_SIZE)]}, "prompt 1 holds the token id 20; the model knows 0 to 19"),
+        ({"prompts": [(-1,)]}, "prompt 0 holds the token id -1; the model knows 0 to 19"),
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be a whole number, at least 1, not -1"),
+        ({"n": 0}, "n must be a whole number, at least 1, not 0"),
+        ({"n": 1.5}, r"n must be a whole number, at least 1, not 1\.5"),
+        ({"tries": 0}, "tries must be a whole number, at least 1, not 0"),
+        ({"refine_mode": "again"}, "unknown refine_mode 'again'; allowed: refine, first, retry"),
+        ({"seed": -1}, "seed must not be negative, not -1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_read(options: dict[str, Any], message: str) -> None:
+    """Whether or not any of the prompts could be."""
+    for prompts in ([X], [""], []):
+        with pytest.raises(RematchError, match=message):
+            generated(Scripted({}), **{"prompts": prompts} | options)
+
+
+@pytest.mark.parametrize("temperature", [math.nan, math.inf, -0.1])
+def test_impossible_temperatures(temperature: float) -> None:
+    with pytest.raises(RematchError, match="temperature must be a number and not negative"):
+        Sampling(temperature)
+
+
+def test_a_model_without_a_cache_of_keys_and_values_answers_too() -> None:
+    """Mamba: whatever shares its batch, as by a pass for every token; what it costs is no formula, and counted all the same."""
+    torch.manual_seed(3)
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=2, initializer_range=0.5
+    )
+    model: Any = MambaForCausalLM(config).double().eval()
+    with pytest.raises(RematchError, match="cannot be counted by formula"):
+        transformer_flops(model)
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[0][:2], PROMPTS[2]]
+    found = generated(model, [*asked, ""], n=1)
+    for prompt, answer in zip(asked, found.answers, strict=False):
+        attempt = answer.trajectories[0].attempts[0]
+        ids, stop = written_by_hand(model, prompt)
+        assert (attempt.ids, attempt.ended) == (ids, stop is not None)
+    assert found.statuses["empty_prompt"] == 1
+    warm = [solve(model, asked, TOKENS, 3, sampling=WARM, batch_size=size) for size in (1, 64)]
+    assert [t.attempts[0].ids for each in warm[0][0] for t in each] == [
+        t.attempts[0].ids for each in warm[1][0] for t in each
+    ]
+    assert min(spent.total for _, spent in warm) > found.flops > 0
+
+
+def test_costs_that_nothing_can_count_do_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RematchError("an operator without a formula")
+
+    model = llama()
+    expected = generated(model, PROMPTS[:3], n=2)
+    monkeypatch.setattr(baselines.sampling, "transformer_flops", refuse)
+    counted = generated(model, PROMPTS[:3], n=2)
+    assert (counted.flops, counted.n_tokens) == (expected.flops, expected.n_tokens)  # pass by pass as by formula
+    assert [a.text for a in counted.answers] == [a.text for a in expected.answers]
+    monkeypatch.setattr(baselines.sampling, "count_flops", refuse)
+    found = generated(model, PROMPTS[:3], n=2)
+    assert found.answers == expected.answers
+    assert math.isnan(found.flops)
 
 
 # -- verification -----------------------------------------------------------------------------------------------------

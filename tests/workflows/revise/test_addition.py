@@ -30,7 +30,7 @@ from workflows.revise.questions import Part, Question, read_questions, write_que
 from workflows.revise.words import END, REFINE
 
 TASK = Addition()
-LABEL_FREE = Addition.label_free()
+LABEL_FREE = Addition(lengths=(6,), long=(), carry=(6,), labelled=False)
 LEAST_FIRST = Addition(least_first=True)
 SMOKE = Addition(lengths=(3,), max_run=1, long=(4,), carry=(3,))
 TASKS = {"default": TASK, "label_free": LABEL_FREE, "least_first": LEAST_FIRST, "smoke": SMOKE}

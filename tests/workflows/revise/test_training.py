@@ -15,8 +15,8 @@ from rematch.arena import BaseJob
 from rematch.errors import RematchError
 from rematch.source import imported_modules
 from workflows.revise import models, post_training, rivals
-from workflows.revise.curriculum import Revise
-from workflows.revise.models import FineTuned, load_model, read_notes
+from workflows.revise.curriculum import Cycle, Revise
+from workflows.revise.models import FineTuned, Pretrained, load_model, read_notes
 from workflows.revise.post_training import Samples, read_pool
 from workflows.revise.rivals import RFT, Continued, Star
 
@@ -90,9 +90,36 @@ def test_stages_follow_each_other(room: Any) -> None:
     assert first["start"] == first["samples"] == digest(room.build("m0")[0])
     assert second["start"] == second["samples"] == first["end"] == digest(folder / "stage1")
     assert second["end"] == digest(folder)
-    assert first["reference"] == [first["start"]] * 2
-    assert second["reference"] == [second["start"]] * 2
+    assert (first["reference"], second["reference"]) == (first["start"], second["start"])
     assert read_notes(folder)["post_flops"] == first["flops"] + second["flops"]
+
+
+def test_every_completion_is_accounted_for(room: Any) -> None:
+    """In the notes that records and tables are made of, not only in a file of the base."""
+    for name in ("revise", "rft", "star", "dpo"):
+        counts = room.build(name)[1].notes["counts"]
+        assert counts == read_notes(room.build(name)[0])["counts"]
+        assert sum(part["sampled"] for part in counts.values()) == read_notes(room.build(name)[0])["generations"]
+        assert all(0 <= count <= part["sampled"] for part in counts.values() for count in part.values())
+    folder, info = room.build("revise")
+    stages = read_notes(folder)["stages"]
+    assert list(info.notes["counts"]) == ["1 verify", "2 correct"]
+    for part, stage in zip(info.notes["counts"].values(), stages, strict=True):
+        names = ("unfinished", "empty", "blank", "too_long", "cut", "rows", "right")
+        assert [part[name] for name in names] == [stage[f"n_{name}"] for name in names]
+    (pool,) = room.build("rft")[1].notes["counts"].values()
+    assert pool["unfinished"] == room.build("samples")[1].notes["unfinished"]
+    assert [part["kept"] for part in room.build("star")[1].notes["counts"].values()] == read_notes(
+        room.build("star")[0]
+    )["n_right"]
+    # What a model writes is known by what it was trained on; of two stages the first alone where that one writes.
+    assert room.build("revise_written")[1].notes["counts"] == info.notes["counts"]
+    assert list(room.build("revise_stage1_written")[1].notes["counts"]) == ["1 verify"]
+    assert room.build("m0_written")[1].notes["counts"] == {}
+
+
+def test_few_shot_prompting_is_in_the_precision_of_all_others() -> None:
+    assert Pretrained().dtype == FineTuned().dtype
 
 
 def test_a_cycle_goes_on_from_revise(room: Any) -> None:
@@ -103,6 +130,17 @@ def test_a_cycle_goes_on_from_revise(room: Any) -> None:
     assert stage["samples"] == stage["start"]
     assert read_notes(folder)["post_flops"] == read_notes(before)["post_flops"] + stage["flops"]
     assert read_notes(folder)["generations"] == 3 * 3 * 64
+
+
+def test_a_cycle_may_follow_a_cycle(room: Any, job: Callable[..., BaseJob]) -> None:
+    before = room.build("revise_cycle")[0]
+    made = job({"revise_cycle": before, **{name: room.build(name)[0] for name in ("m0", "questions")}})
+    info = Cycle(**room.base_options["revise_cycle"]).build(made)
+    (stage,) = read_notes(made.out)["stages"]
+    assert stage["start"] == stage["samples"] == digest(before)
+    assert read_notes(made.out)["post_flops"] == read_notes(before)["post_flops"] + stage["flops"]
+    assert info.notes["generations"] == 4 * 3 * 64
+    assert list(info.notes["counts"]) == ["1 verify", "2 correct", "3 correct", "4 correct"]
 
 
 @pytest.mark.parametrize("name", ["sft_continued", "rft_continued"])
@@ -287,3 +325,13 @@ def test_the_curve_outlives_a_kill(room: Any, job: Callable[..., BaseJob], monke
     FineTuned(**options).build(made)
     assert read_notes(made.out)["curve"] == read_notes(room.build("m0")[0])["curve"]
     assert not list(made.out.glob("checkpoint*"))
+
+
+@pytest.mark.slow
+def test_without_looking_ahead_there_is_nothing_to_gain(room: Any, card: Any, tmp_path: Path) -> None:
+    """Sums of what came before, which M0 learns at mini's sizes in mini's steps: what mini measures is due to the looking ahead."""
+    options = card.options("bases", "questions", "mini")
+    easy = {"questions": options | {"task": options["task"] | {"least_first": True}}, "m0": {"curve_points": 1}}
+    notes = read_notes(type(room)(card, "mini", tmp_path, base_options=easy).build("m0")[0])
+    assert notes["accuracy"] > 0.95
+    assert "outside 0.35 to 0.75" in notes["warning"]
