@@ -64,7 +64,7 @@ class Arena:
     n_first: PositiveInt = 16
     probes: list[NonNegativeInt] = field(default_factory=lambda: [0, 16, 48, 112])
     n_timed: PositiveInt = 32
-    small_memories: list[int] = field(default_factory=lambda: [4, 16])
+    small_memories: list[PositiveInt] = field(default_factory=lambda: [4, 16])
     max_new_tokens: PositiveInt = 3
     batch_size: PositiveInt = 64
     max_length: int = MAX_LENGTH
