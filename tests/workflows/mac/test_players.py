@@ -133,10 +133,7 @@ def test_networks_beside_the_language_model(play: Make) -> None:
     assert {id(p) for _, p in mac.mac.networks()} <= {id(each) for each in mac.networks()}
     assert not {id(p) for p in mac.lm.parameters()} & {id(each) for each in mac.networks()}
     camels: Any = play("camels")
-    assert [id(p) for p in camels.net.parameters()] == [id(each) for each in camels.networks()][
-        : len([*camels.net.parameters()])
-    ]
-    assert sum(each.numel() for each in camels.networks()) > 0
+    assert {id(p) for p in camels.net.parameters()} <= {id(each) for each in camels.networks()}
 
 
 def test_networks_of_a_reader_are_its_modules_but_not_the_language_model(task: Callable[..., Task]) -> None:
