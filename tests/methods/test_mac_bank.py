@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -212,6 +213,36 @@ def test_a_saved_bank_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bank.safetensors"]
     loaded.add(entries(2))
     assert loaded.ids[2:] == [("3",), ("4",)]
+
+
+@pytest.mark.parametrize("stop", range(9, 40, 5))
+def test_a_bank_that_was_saved_averages_the_pairs_that_it_would_have(stop: int, tmp_path: Path) -> None:
+    """Entries that recur are nearest to each other, all of them equally but for rounding."""
+    for seed in range(10):
+        kinds = entries(5, seed)
+        rows = kinds[torch.randint(5, (40,), generator=torch.Generator().manual_seed(seed))]
+        whole, resumed = MemoryBank(T, D), MemoryBank(T, D)
+        for i, row in enumerate(rows):
+            whole.add(row[None]).limit(8, "nearest_average")
+            resumed.add(row[None]).limit(8, "nearest_average")
+            if i == stop:
+                resumed.save(tmp_path / "bank")
+                resumed = MemoryBank.load(tmp_path / "bank")
+        assert resumed.ids == whole.ids
+        assert torch.equal(resumed.tensor, whole.tensor)
+
+
+def test_a_file_is_little_more_than_its_entries(tmp_path: Path) -> None:
+    bank = MemoryBank(4, 64).add(torch.randn(300, 4, 64)).limit(256, "nearest_average")
+    bank.save(tmp_path / "bank")
+    assert (tmp_path / "bank").stat().st_size < 1.05 * bank.n_bytes
+    with safe_open(tmp_path / "bank", "pt") as file:
+        shapes = {name: tuple(file.get_tensor(name).shape) for name in sorted(file.keys())}
+    nearest = {f"nearest.{name}": (256,) for name in ("index", "norm", "value")}
+    assert shapes == {"entries": (256, 4, 64), "ids": shapes["ids"], **nearest}
+    filled(3).save(tmp_path / "all")
+    with safe_open(tmp_path / "all", "pt") as file:
+        assert set(file.keys()) == {"entries", "ids"}
 
 
 def test_an_empty_bank_can_be_saved(tmp_path: Path) -> None:
