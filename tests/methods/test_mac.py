@@ -796,5 +796,5 @@ def test_the_question_encoder_may_read_less_than_the_language_model() -> None:
     batch = short.encode(["w1 w2"], [QAPair(long, "w1")], [f"{long} w20"])
     assert batch.questions_mask.sum() == 4
     assert batch.qa.attention_mask.sum() == 13 + 2
-    with pytest.raises(RematchError, match="max_question is at least 1"):
+    with pytest.raises(RematchError, match="max_question: 0; allowed: whole numbers from 1"):
         tiny_mac(max_question=0)
