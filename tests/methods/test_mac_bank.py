@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baselines.online.memory import PeakBytes
 from methods.mac import MemoryBank
+from methods.mac.aggregator import Aggregator
 from methods.mac.bank import read_notes
 from rematch.errors import RematchError
 
@@ -262,12 +265,19 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
         MemoryBank.load(tmp_path / "other")
 
 
-def test_a_hundred_thousand_documents_are_added_without_copies_of_the_bank() -> None:
-    bank = MemoryBank(4, 64)
-    part = torch.randn(1000, 4, 64)
+def test_a_hundred_thousand_documents_are_added_and_asked_without_copies_of_the_bank() -> None:
+    bank, part, peaks = MemoryBank(4, 64), torch.randn(1000, 4, 64), []
     for _ in range(100):
-        bank.add(part)
+        with PeakBytes() as memory:
+            bank.add(part)
+        peaks.append(memory.peak)
+    assert sum(peak > 0 for peak in peaks) == 8  # 1,000 to 128,000 entries in doublings
     assert len(bank) == 100_000
     assert bank.tensor.data_ptr() == bank._buffer.data_ptr()
     assert bank.n_bytes == 100_000 * 4 * 64 * 4
     assert torch.equal(bank.tensor[-1000:], part)
+    aggregator, z = Aggregator(64, n_blocks=1, n_heads=1, head_dim=8), torch.randn(1, 4, 64)
+    for aggregate in (aggregator, functools.partial(aggregator.hierarchical, group_size=128)):
+        with PeakBytes() as memory, torch.no_grad():
+            aggregate(z, bank.tensor)
+        assert memory.peak < bank.n_bytes / 8
