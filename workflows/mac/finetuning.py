@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from torch import Tensor
+
 from baselines.online import Document as Tokens
 from baselines.online import EntitySpans, OnlineFinetuner, WeightNet, encode_documents
 from baselines.online.finetuning import WeightsFn, salient, uniform
@@ -95,8 +97,13 @@ class CamelsPlayer(FinetuningPlayer):
         if wanted not in folders:
             known = ", ".join(map(str, sorted(folders)))
             raise RematchError(f"no weight network was meta-trained on {wanted} documents; there are: {known}")
-        self.meta_flops = self.task.base_info[folders[wanted]].train_flops
-        return WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device).weigh
+        info = self.task.base_info[folders[wanted]]
+        self.meta_flops, self.meta_texts = info.train_flops, info.samples_seen
+        self.net = WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device)
+        return self.net.weigh
+
+    def networks(self) -> Sequence[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers()]
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from baselines.online import MetaBatch, MetaRecipe, WeightNet, meta_train
 from baselines.qa import encode_pairs
@@ -18,6 +19,7 @@ from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError
 from workflows.mac.corpus import read_documents
 from workflows.mac.language_models import load_lm
+from workflows.mac.lengths import lengths_of
 from workflows.mac.streams import Document
 
 NOTES = "weights.json"
@@ -29,7 +31,8 @@ MULTIPLE = 16
 class Weights:
     """The weight network of CaMeLS, meta-trained. Needs ``qa_lm``, ``streams`` and ``corpus``.
 
-    The language model is to stay as it is on the documents of ``corpus``; where it has none, on those to meta-train on.
+    The language model is to stay as it is on the documents of ``corpus``; where it has none, on those to meta-train on. Texts
+    are read as far as the arena's ``max_document``, ``max_length`` and ``max_answer`` say.
 
     Attributes:
         n_documents: to meta-train on; the first of the seed's.
@@ -40,7 +43,6 @@ class Weights:
         n_positions: tokens and padding of a document that the mean of the inner loss counts on; the official code pads
             all to 1,024, to which its ``inner_learning_rate`` belongs. None: as many as the longest of the batch has, so that
             a step's size depends on the others.
-        max_document: tokens read of a document.
     """
 
     n_documents: int = 8192
@@ -54,7 +56,6 @@ class Weights:
     reset_every: int = 4
     checkpoint_every: int = 0
     n_positions: int | None = None
-    max_document: int = 512
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the network.
@@ -62,10 +63,12 @@ class Weights:
         Raises:
             RematchError: there are fewer documents than ``n_documents``, or ``n_positions`` than tokens of one.
         """
-        if self.n_positions is not None and self.n_positions < _wide(self.max_document):
+        lengths = lengths_of(job.arena)
+        longest = _wide(lengths["max_document"])
+        if self.n_positions is not None and self.n_positions < longest:
             raise RematchError(
-                f"bases.{job.name}: n_positions: {self.n_positions}; allowed: whole numbers from {_wide(self.max_document)}, "
-                f"the max_document of {self.max_document} in multiples of {MULTIPLE}"
+                f"bases.{job.name}: n_positions: {self.n_positions}; allowed: whole numbers from {longest}, "
+                f"the arena's max_document in multiples of {MULTIPLE}"
             )
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
@@ -87,7 +90,8 @@ class Weights:
             n_positions=self.n_positions,
             checkpoint_every=self.checkpoint_every,
         )
-        batches, checkpoint = self._batches(tokenizer, documents, anchors, seed), job.out / "checkpoint"
+        batches = self._batches(tokenizer, documents, anchors, seed, lengths)
+        checkpoint = job.out / "checkpoint"
         done = meta_train(net, lm, batches, recipe, seed, checkpoint)
         net.save_pretrained(job.out)
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -98,11 +102,17 @@ class Weights:
         return BaseInfo(done.flops, samples_seen=read, notes=notes)
 
     def _batches(
-        self, tokenizer: object, documents: Sequence[Document], anchors: Sequence[str], seed: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Sequence[Document],
+        anchors: Sequence[str],
+        seed: int,
+        lengths: Mapping[str, int],
     ) -> Iterator[MetaBatch]:
         """Batches in the order of the seed; a document is asked one of its questions, as released."""
         rng = np.random.default_rng([seed, *b"camels"])
         queue: list[int] = []
+        longest = lengths["max_document"]
         for _ in range(self.steps * self.accumulation):
             while len(queue) < self.batch_size:
                 queue += rng.permutation(len(documents)).tolist()
@@ -111,9 +121,9 @@ class Weights:
             pairs = [document.pairs[int(rng.integers(len(document.pairs)))] for document in chosen]
             kept = [anchors[int(i)] for i in rng.integers(len(anchors), size=self.batch_size)]
             yield MetaBatch(
-                *_padded(tokenizer, [document.text for document in chosen], self.max_document),
-                encode_pairs(tokenizer, pairs, multiple=MULTIPLE),
-                *_padded(tokenizer, kept, self.max_document),
+                *_padded(tokenizer, [document.text for document in chosen], longest),
+                encode_pairs(tokenizer, pairs, lengths["max_length"], lengths["max_answer"], multiple=MULTIPLE),
+                *_padded(tokenizer, kept, longest),
             )
 
 
