@@ -16,7 +16,7 @@ from baselines.online.finetuning import WeightsFn, salient, uniform
 from baselines.online.memory import PeakBytes
 from rematch.arena import Task
 from rematch.errors import RematchError
-from workflows.mac.players import Asking, Costs, Player
+from workflows.mac.players import Asking, Costs, Player, tensors_of
 from workflows.mac.streams import Document
 from workflows.mac.weights import n_documents
 
@@ -103,7 +103,7 @@ class CamelsPlayer(FinetuningPlayer):
         return self.net.weigh
 
     def networks(self) -> Sequence[Tensor]:
-        return [*self.net.parameters(), *self.net.buffers()]
+        return tensors_of(self.net)
 
 
 @dataclass

@@ -36,8 +36,6 @@ from workflows.mac.streams import Document
 from workflows.mac.world import question_key
 
 NOTES = "memory.json"
-SHARES = (0.25, 0.5, 0.75)
-"""Of documents that back-propagation dropout may drop: what a step then keeps is counted; so for none and all but one."""
 BATCH = 64
 """Questions at once, as of the arena."""
 STAGES = ("documents", "sentences")
@@ -68,6 +66,7 @@ class Memory:
         n_documents: to meta-train on; the first of the seed's.
         recipe: fields of ``Recipe``; of 0 steps for networks that others start from as they are.
         dropout: fields of ``BackpropDropout``.
+        step_shares: shares of the documents of a step: what it keeps for the backward pass is counted with so many dropped too.
         stages: of training before that, each the fields of a ``Recipe`` and what it is ``of``: ``documents``, or
             ``sentences``: the facts of the same documents one by one. Sentences that share a memory are of one relation, so
             that only names tell them apart. None in the paper.
@@ -83,6 +82,7 @@ class Memory:
     n_documents: int = 8192
     recipe: dict[str, Any] = field(default_factory=dict)
     dropout: dict[str, Any] = field(default_factory=dict)
+    step_shares: list[float] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def build(self, job: BaseJob) -> BaseInfo:
@@ -147,7 +147,7 @@ class Memory:
             "n_documents": self.n_documents,
             # The same networks on the same stream: what was counted for the start holds.
             "stream_flops": before.get("stream_flops") or stream_flops(mac, stream),
-            "train_bytes": step_bytes(mac, examples, recipes[-1][1], seed),
+            "train_bytes": step_bytes(mac, examples, recipes[-1][1], seed, self.step_shares),
             "curve": [*before.get("curve", []), *_curve(runs, before.get("steps", 0))],
             "steps": before.get("steps", 0) + sum(recipe.steps for _, recipe in recipes),
             **cost,
@@ -280,13 +280,15 @@ def look_up_flops(
     return float(total)
 
 
-def step_bytes(mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int) -> dict[str, int]:
+def step_bytes(
+    mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int, shares: Sequence[float] = ()
+) -> dict[str, int]:
     """Bytes that one batch of meta-training keeps for the backward pass, parameters left out.
 
     Returns:
-        The recipe's own under an empty name. Where it drops no gradients, also those of its batch if a share p of the documents
-        were dropped as ``prefix`` does it, without gradient and without their questions (``dropped=p``), and if these were
-        only not asked about (``unasked=p``).
+        The recipe's own under an empty name; and for each of ``shares`` those of its batch without the recipe's own dropout, if
+        that share of the documents is dropped as by ``prefix``, without gradient and without questions (``dropped=0.5``), and
+        if it is only not asked about (``unasked=0.5``). One document is always left.
     """
     chosen = examples[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
     prompts = [prompt for each in chosen for prompt in (each[2] if len(each) == 3 else [p.question for p in each[1]])]
@@ -299,11 +301,10 @@ def step_bytes(mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int)
 
     mac.train()
     found = {"": saved_with(recipe.dropout.draw(n, torch.Generator().manual_seed(seed)))}
-    if not recipe.dropout.p:
-        for p in (0.0, *SHARES, 1 - 1 / n):  # the last leaves one document
-            first = torch.arange(n) < max(1, round((1 - p) * n))
-            masks = {"dropped": GradientMask(first, first), "unasked": GradientMask(torch.ones_like(first), first)}
-            found |= {f"{name}={p:.4g}": saved_with(mask) if p else found[""] for name, mask in masks.items()}
+    for share in shares:
+        first = torch.arange(n) < max(1, round((1 - share) * n))
+        masks = {"dropped": GradientMask(first, first), "unasked": GradientMask(torch.ones_like(first), first)}
+        found |= {f"{name}={share:g}": saved_with(mask if share else None) for name, mask in masks.items()}
     mac.eval()
     return found
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.decoding import GREEDY, Beams
 from baselines.online.memory import PeakBytes, SavedBytes
@@ -240,6 +240,14 @@ class ReaderPlayer(Player):
     def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
         return self.reader.answer(questions, lambda prompts: self._generate(prompts, max_length(self.lm)))
 
+    def networks(self) -> Sequence[Tensor]:
+        """Of the modules among the reader's attributes, but for the language model."""
+        shared = {id(tensor) for tensor in tensors_of(self.lm)}
+        own = [
+            tensor for each in vars(self.reader).values() if isinstance(each, nn.Module) for tensor in tensors_of(each)
+        ]
+        return [tensor for tensor in own if id(tensor) not in shared]
+
     def document_costs(self, document: Document) -> Costs:
         """Of reading one document, by a player that has read none; what it leaves behind is not known.
 
@@ -260,6 +268,11 @@ def player_of(task: Task, asking: Asking, counting: bool) -> Player:
         made: Player = task.contender.player(task, asking, counting)
         return made
     return ReaderPlayer(task, asking, counting)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Its parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def asked_of(documents: Sequence[Document]) -> list[tuple[int, QAPair]]:

@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "n_documents": 32, "sizes": MAC_SIZES, "encoder_sizes": ENCODER, "recipe": RECIPE | {"banks": 2},
         "stages": [{"of": "sentences", "steps": 2, "documents": 2, "banks": 2, "learning_rate": 0.01}],
     },
-    "memory": {"n_documents": 64, "recipe": RECIPE},
+    "memory": {"n_documents": 64, "recipe": RECIPE, "step_shares": [0, 0.5, 0.75]},
     "memory_fewer": {"n_documents": 32, "recipe": RECIPE | {"steps": 2}},
     "memory_none": {
         "n_documents": 64, "sizes": MAC_SIZES | {"aggregate": "none"}, "encoder_sizes": ENCODER, "recipe": RECIPE,
