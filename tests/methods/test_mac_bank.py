@@ -265,6 +265,7 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
         MemoryBank.load(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_documents_are_added_and_asked_without_copies_of_the_bank() -> None:
     bank, part, peaks = MemoryBank(4, 64), torch.randn(1000, 4, 64), []
     for _ in range(100):
