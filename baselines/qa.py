@@ -304,8 +304,21 @@ def qa_tune(
 
     Args:
         seed: of the order; every pass over the pairs is a new permutation.
-        max_steps: optimizer steps at most, of ``accumulation`` batches of ``batch_size`` pairs each.
+        max_steps: optimizer steps at most, of ``accumulation`` batches of ``batch_size`` pairs each; 0 only validates.
+
+    Raises:
+        RematchError: there are no pairs to learn or to validate on, or a number is out of bounds.
     """
+    if not len(pairs) or not len(validation):
+        raise RematchError(
+            f"QA tuning needs pairs of both kinds: {len(pairs)} to learn, {len(validation)} for validation"
+        )
+    for name, value, least in (
+        ("max_steps", max_steps, 0), ("batch_size", batch_size, 1), ("accumulation", accumulation, 1),
+        ("validate_every", validate_every, 1), ("patience", patience, 1),
+    ):  # fmt: skip
+        if value < least:
+            raise RematchError(f"QA tuning: {name}: {value}; allowed: whole numbers from {least}")
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     rng = np.random.default_rng([seed, 1])
     counted = _Counted(model)

@@ -68,10 +68,14 @@ NOT_SALIENT = frozenset({"TIME", "PERCENT", "MONEY", "QUANTITY", "ORDINAL", "CAR
 """Types of entities that do not count (official code of CaMeLS)."""
 
 
+PIPELINE = "en_core_web_sm"
+"""spaCy's small English pipeline (official code of CaMeLS)."""
+
+
 class EntitySpans:
     """The named entities of a text as its salient spans, all types but those of ``NOT_SALIENT`` (Salient Spans)."""
 
-    def __init__(self, pipeline: Any = "en_core_web_sm") -> None:
+    def __init__(self, pipeline: Any = PIPELINE) -> None:
         """
         Args:
             pipeline: a loaded spaCy pipeline, or the name or folder of one.

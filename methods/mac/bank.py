@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,9 @@ from rematch.errors import RematchError, unknown
 
 Policy = Literal["random_prune", "random_average", "nearest_average"]
 """How a bank is kept small: drop entries at random, average two at random, or the two nearest by cosine (figure 7)."""
+
+FORMAT = "mac memory bank"
+"""What a bank's file says it is."""
 
 _COMPARED_AT_ONCE = 2**24  # similarities
 
@@ -172,7 +176,12 @@ class MemoryBank:
     # -- files ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
-        """Write entries and ids to a safetensors file, in one step: a killed process leaves the file before it.
+        """Write the bank to a safetensors file, in one step: a killed process leaves the file before it.
+
+        The file holds ``entries`` (K, T, d), ``ids`` (their JSON as bytes), and of a bank that ``nearest_average`` limits what
+        is known of nearest pairs: ``nearest.norm``, ``nearest.value`` and ``nearest.index``, a number each for every entry.
+        Found anew these would round differently, and other pairs of equal ones be averaged. In the metadata are
+        ``n_added``, ``format`` and the notes.
 
         Args:
             notes: texts to keep with the bank; ``read_notes`` gives them back.
@@ -181,8 +190,11 @@ class MemoryBank:
         path.parent.mkdir(parents=True, exist_ok=True)
         ids = torch.frombuffer(bytearray(json.dumps(self.ids).encode()), dtype=torch.uint8)
         temporary = path.with_name(path.name + ".tmp")
-        metadata = {**(notes or {}), "n_added": str(self.n_added), "format": "mac memory bank"}
-        save_file({"entries": self.tensor.contiguous(), "ids": ids}, temporary, metadata)
+        metadata = {**(notes or {}), "n_added": str(self.n_added), "format": FORMAT}
+        tensors = {"entries": self.tensor.contiguous(), "ids": ids}
+        if self._nearest is not None:
+            tensors |= {f"nearest.{name}": tensor for name, tensor in self._nearest.known().items()}
+        save_file(tensors, temporary, metadata)
         temporary.replace(path)
 
     @classmethod
@@ -192,26 +204,40 @@ class MemoryBank:
         Raises:
             RematchError: no such file, or one that holds something else.
         """
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                if (file.metadata() or {}).get("format") != "mac memory bank":
-                    raise RematchError(f"'{path}' holds no memory bank")
-                entries, ids = file.get_tensor("entries"), file.get_tensor("ids")
-                n_added = int(file.metadata()["n_added"])
-        except (OSError, SafetensorError) as error:
-            raise RematchError(f"no memory bank can be read from '{path}': {error}") from error
+        with _opened(path, device) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            n_added = int(file.metadata()["n_added"])
+        entries = tensors["entries"]
         bank = cls(entries.shape[1], entries.shape[2], entries.dtype, device)
         bank._buffer = entries
-        bank.ids = [tuple(documents) for documents in json.loads(ids.cpu().numpy().tobytes())]
+        bank.ids = [tuple(documents) for documents in json.loads(tensors["ids"].cpu().numpy().tobytes())]
         bank.n_added = n_added
+        if "nearest.index" in tensors:
+            bank._nearest = _Nearest(entries, **{name: tensors[f"nearest.{name}"] for name in _Nearest.KNOWN})
         return bank
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
-    """The texts that were saved with a bank."""
-    with safe_open(path, "pt") as file:
+    """The texts that were saved with a bank.
+
+    Raises:
+        RematchError: no such file, or one that holds something else.
+    """
+    with _opened(path) as file:
         metadata = dict(file.metadata())
     return {key: value for key, value in metadata.items() if key not in ("n_added", "format")}
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, device: torch.device | str = "cpu") -> Iterator[Any]:
+    """A bank's file, its mistakes named."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise RematchError(f"'{path}' holds no memory bank")
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise RematchError(f"no memory bank can be read from '{path}': {error}") from error
 
 
 class _Nearest:
@@ -222,11 +248,19 @@ class _Nearest:
     ``compact``.
     """
 
-    def __init__(self, buffer: Tensor) -> None:
-        self.norm = torch.empty(0, device=buffer.device)
-        self.value = torch.empty(0, device=buffer.device)
-        self.index = torch.empty(0, dtype=torch.long, device=buffer.device)
-        self.alive = torch.empty(0, dtype=torch.bool, device=buffer.device)
+    KNOWN: ClassVar[tuple[str, ...]] = ("norm", "value", "index")
+
+    def __init__(
+        self, buffer: Tensor, norm: Tensor | None = None, value: Tensor | None = None, index: Tensor | None = None
+    ) -> None:
+        self.norm = buffer.new_empty(0, dtype=torch.float32) if norm is None else norm
+        self.value = buffer.new_empty(0, dtype=torch.float32) if value is None else value
+        self.index = buffer.new_empty(0, dtype=torch.long) if index is None else index
+        self.alive = torch.ones_like(self.index, dtype=torch.bool)
+
+    def known(self) -> dict[str, Tensor]:
+        """What it is made from again where no row is dead, each (K,)."""
+        return {name: getattr(self, name).contiguous() for name in self.KNOWN}
 
     def extend(self, entries: Tensor) -> None:
         """Take in the rows of ``entries`` (K, T, d) beyond those that are known."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 from baselines.qa import MAX_ANSWER, MAX_LENGTH
 from methods.mac.amortizer import Architecture
@@ -14,8 +15,11 @@ from rematch.errors import RematchError, unknown
 class MACConfig:
     """Sizes and switches; the defaults are the paper's.
 
+    A RematchError says which of them is out of bounds.
+
     Attributes:
-        n_tokens: T, vectors of a document (24; 12 for DistilGPT2).
+        n_tokens: T, vectors of a document (24; 12 for DistilGPT2); no more than the modulation is made of, which depends on
+            the language model: see ``Expansion``.
         n_blocks, n_heads, head_dim: of the aggregator.
         n_prefix: P, prefix positions in every layer (modulation ``prefix``).
         lora_rank: of the changes of queries and values (modulation ``lora``).
@@ -26,7 +30,8 @@ class MACConfig:
         equal_query_key: see ``Aggregator``.
         lm_dropout: whether the frozen language model's own dropout is on in training (official code).
         max_document: tokens read of a document.
-        max_length, max_answer: of what the language model reads and answers, and of the answer alone; see ``baselines.qa``.
+        max_length, max_answer: of what the language model reads and answers, and of the answer alone with its end; see
+            ``baselines.qa``.
         max_question: tokens that the question encoder reads; None: ``max_length - max_answer``. Less than that where the
             language model's prompts are longer than the questions.
     """
@@ -49,9 +54,24 @@ class MACConfig:
     max_question: int | None = None
 
     def __post_init__(self) -> None:
-        if self.aggregate not in ("attention", "none"):
-            raise unknown("aggregate", self.aggregate, ("attention", "none"), "MAC")
-        if self.modulation not in ("prefix", "lora"):
-            raise unknown("modulation", self.modulation, ("prefix", "lora"), "MAC")
-        if self.max_question is not None and self.max_question < 1:
-            raise RematchError(f"MAC: max_question is at least 1 token, or None, not {self.max_question}")
+        for name, allowed in (
+            ("amortizer", get_args(Architecture)),
+            ("aggregate", ("attention", "none")),
+            ("modulation", ("prefix", "lora")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed, "MAC")
+        for name in (
+            "n_tokens", "n_blocks", "n_heads", "head_dim", "n_prefix", "lora_rank", "expansion_width", "max_document",
+        ):  # fmt: skip
+            at_least(1, "MAC", name, getattr(self, name))
+        at_least(2, "MAC", "max_answer", self.max_answer)
+        at_least(self.max_answer + 1, "MAC", "max_length", self.max_length)
+        if self.max_question is not None:
+            at_least(1, "MAC", "max_question", self.max_question)
+
+
+def at_least(least: int, where: str, name: str, value: object) -> None:
+    """Raise RematchError for what is no whole number from ``least`` on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise RematchError(f"{where}: {name}: {value}; allowed: whole numbers from {least}")

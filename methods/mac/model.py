@@ -7,7 +7,6 @@ and the result steers the frozen model while it answers. Nothing is fine-tuned w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,13 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from baselines.checkpoints import weights_digest
 from baselines.decoding import GREEDY, Beams
 from baselines.loading import Quantization, load_lm, load_tokenizer, quantization
 from baselines.qa import QABatch, QAPair, answer_nll, encode_pairs, generate_answers, qa_loss
 from methods.mac.aggregator import Aggregator
 from methods.mac.amortizer import Amortizer, Architecture, BackboneSource, copy_embeddings, load_backbone
-from methods.mac.bank import MemoryBank, Policy, read_notes
+from methods.mac.bank import MemoryBank, Policy
 from methods.mac.batches import Batch, encode_texts
+from methods.mac.checkpoints import StreamCheckpoint
 from methods.mac.config import MACConfig
 from methods.mac.dropout import GradientMask, amortize_in_parts
 from methods.mac.modulation import LoRAModulation, PrefixModulation
@@ -278,35 +279,24 @@ class MAC(nn.Module):
             ids: of the documents; their running numbers where None.
             limit, policy, generator: shrink the bank after every document; see ``MemoryBank.limit``.
             checkpoint: a file for the bank, written every ``checkpoint_every`` documents and at the end. If it is there
-                the bank is read from it, and as many documents are skipped as it says.
+                the bank is read from it, and as many documents are skipped as it says. The state of the generator, torch's
+                own where None, is then what it was.
             progress: show a bar on standard error.
 
         Raises:
-            RematchError: the checkpoint is of other documents, or a document has no tokens.
+            RematchError: the checkpoint is of other documents, of another amortizer or of another limit, or a document has
+                no tokens.
         """
-        stream, digest, n_done = iter(docs), hashlib.sha256(), 0
-        if checkpoint is not None and Path(checkpoint).exists():
-            notes = read_notes(checkpoint)
-            n_done = int(notes["documents"])
-            for text in islice(stream, n_done):
-                _update(digest, text)
-            if digest.hexdigest() != notes["digest"]:
-                raise RematchError(f"'{checkpoint}' is the bank of other documents; remove it to start anew")
-            self.bank = MemoryBank.load(checkpoint, self.device)
-            if generator is not None and "generator" in notes:
-                generator.set_state(torch.tensor(list(bytes.fromhex(notes["generator"])), dtype=torch.uint8))
-
-        def save() -> None:
-            if checkpoint is not None:
-                notes = {"documents": str(n_done), "digest": digest.hexdigest()}
-                if generator is not None:
-                    notes["generator"] = bytes(generator.get_state().tolist()).hex()
-                self.bank.save(checkpoint, notes)
-
-        n_saved, total = n_done, len(docs) if isinstance(docs, Sequence) else None
-        with progress_bar(progress, total, n_done) as advance, self._inference():
+        stream, total = iter(docs), len(docs) if isinstance(docs, Sequence) else None
+        run = {} if checkpoint is None else self._adaptation(limit, policy)
+        draws = None if limit is None or policy == "nearest_average" else generator or torch.default_generator
+        file = StreamCheckpoint(checkpoint, run, draws)
+        if (before := file.resume(stream, self.device)) is not None:
+            self.bank = before
+        n_saved = file.n_read
+        with progress_bar(progress, total, n_saved) as advance, self._inference():
             while texts := list(islice(stream, batch_size)):
-                names = None if ids is None else ids[n_done : n_done + len(texts)]
+                names = None if ids is None else ids[file.n_read : file.n_read + len(texts)]
                 entries = self.amortize(texts)
                 if limit is None:
                     self.bank.add(entries, names)
@@ -314,15 +304,23 @@ class MAC(nn.Module):
                     for row in range(len(texts)):
                         self.bank.add(entries[row : row + 1], names and names[row : row + 1])
                         self.bank.limit(limit, policy, generator)
-                for text in texts:
-                    _update(digest, text)
-                n_done += len(texts)
-                if n_done - n_saved >= checkpoint_every:
-                    save()
-                    n_saved = n_done
+                file.read(texts)
+                if file.n_read - n_saved >= checkpoint_every:
+                    file.save(self.bank)
+                    n_saved = file.n_read
                 advance(len(texts))
-        save()
+        file.save(self.bank)
         return self.bank
+
+    def _adaptation(self, limit: int | None, policy: Policy) -> dict[str, str]:
+        """What a bank depends on besides the documents."""
+        return {
+            "amortizer": weights_digest(self.amortizer)[:16],
+            "entries": f"{self.config.n_tokens} x {int(self.lm.config.hidden_size)}",
+            "max_document": str(self.config.max_document),
+            "limit": str(limit),
+            "policy": "none" if limit is None else policy,
+        }
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -553,8 +551,3 @@ def _prompts(questions: Sequence[str], prompts: Sequence[str] | None) -> Sequenc
     if prompts is not None and len(prompts) != len(questions):
         raise RematchError(f"{len(questions)} questions and {len(prompts)} prompts: the language model needs one each")
     return questions if prompts is None else prompts
-
-
-def _update(digest: Any, text: str) -> None:
-    data = text.encode("utf-8", "surrogatepass")
-    digest.update(len(data).to_bytes(8, "little") + data)

@@ -25,16 +25,24 @@ class Expansion(nn.Module):
 
     Args:
         n_tokens: T.
-        n_targets: A.
+        n_targets: A, at least T.
         width: d, of the tokens.
         d_hidden: of the MLPs, 768 in the paper.
         d_out: of the target tokens.
+
+    Raises:
+        RematchError: A < T, with which tokens would be dropped.
     """
 
     source: Tensor
 
     def __init__(self, n_tokens: int, n_targets: int, width: int, d_hidden: int, d_out: int) -> None:
         super().__init__()
+        if n_targets < n_tokens:
+            raise RematchError(
+                f"MAC: n_tokens: {n_tokens}; allowed: 1 to {n_targets}, of which the modulation of this language model is made "
+                "(prefixes: 2 x layers x n_prefix, LoRA: 4 x layers x lora_rank)"
+            )
         repeats, longer = divmod(n_targets, n_tokens)
         counts = torch.tensor([repeats + (t < longer) for t in range(n_tokens)])
         self.register_buffer("source", torch.repeat_interleave(torch.arange(n_tokens), counts), persistent=False)

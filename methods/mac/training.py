@@ -22,6 +22,7 @@ from baselines.checkpoints import resume, save
 from baselines.next_token import window_order
 from baselines.qa import QAPair
 from methods.mac.batches import Batch
+from methods.mac.config import at_least
 from methods.mac.dropout import BackpropDropout, GradientMask
 from rematch.errors import RematchError
 from rematch.flops import count_flops
@@ -38,13 +39,16 @@ of the questions, that (the prompts of ``MAC.encode``)."""
 class Recipe:
     """How MAC is meta-trained: Adam without weight decay, warm-up, then a constant rate (official code).
 
+    A RematchError says what is out of bounds.
+
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 for none.
         documents: K, documents of a memory, distractors of back-propagation dropout included; or ((from step, K), ...) to
             let it grow, which the paper does not.
         banks: memories of K documents in a step, computed side by side, as on several GPUs in the official code.
         learning_rate: 1e-5 in the paper, 1e-4 for DistilGPT2.
-        encoder_rate: the rate of the two encoders, as a share of that of what is trained from scratch; 1 in the paper.
+        encoder_rate: the rate of the two encoders, as a share of that of what is trained from scratch; 1 in the paper, 0 to
+            leave them as they are.
         warmup: share of the steps over which the rate rises linearly from 0.
         clip: largest norm of the gradient.
         accumulation: batches of K documents in a step.
@@ -67,7 +71,19 @@ class Recipe:
     checkpoint_every: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.documents, int) and 0 not in dict(self.documents):
+        for name, least in (("steps", 0), ("banks", 1), ("accumulation", 1), ("checkpoint_every", 0)):
+            at_least(least, "Recipe", name, getattr(self, name))
+        growing = self.documents if isinstance(self.documents, Sequence) else ((0, self.documents),)
+        for _, k in growing:
+            at_least(1, "Recipe", "documents", k)
+        for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
+            if not value > 0:
+                raise RematchError(f"Recipe: {name}: {value}; allowed: more than 0")
+        if not self.encoder_rate >= 0:
+            raise RematchError(f"Recipe: encoder_rate: {self.encoder_rate}; allowed: 0 or more")
+        if not 0 <= self.warmup <= 1:
+            raise RematchError(f"Recipe: warmup: {self.warmup}; allowed: 0 to 1, a share of the steps")
+        if 0 not in dict(growing):
             raise RematchError(
                 "Recipe: documents that grow are ((0, K), (step, K), ...): say how many there are at step 0"
             )

@@ -388,6 +388,24 @@ def test_tuning_learns_counts_and_is_repeatable(tokenizer: Any, make_lm: Any) ->
     assert tuning.flops == 60 * both.total + 4 * both.forward
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation": []}, "pairs of both kinds: 3 to learn, 0 for validation"),
+        ({"pairs": []}, "pairs of both kinds: 0 to learn, 3 for validation"),
+        ({"validate_every": 0}, "validate_every: 0; allowed: whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size: 0; allowed: whole numbers from 1"),
+        ({"accumulation": 0}, "accumulation: 0; allowed: whole numbers from 1"),
+        ({"patience": 0}, "patience: 0; allowed: whole numbers from 1"),
+        ({"max_steps": -1}, "max_steps: -1; allowed: whole numbers from 0"),
+    ],
+)
+def test_tuning_out_of_bounds(tokenizer: Any, make_lm: Any, change: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {"pairs": PAIRS, "validation": PAIRS, "seed": 0, "max_steps": 1}
+    with pytest.raises(RematchError, match=f"QA tuning.*{message}"):
+        qa_tune(make_lm["gpt2"](), tokenizer, **options | change)
+
+
 def test_tuning_stops_early_and_keeps_the_best(tokenizer: Any, make_lm: Any) -> None:
     model = make_lm["gpt2"](resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     other = [QAPair(pair.question, "cook smith") for pair in PAIRS]  # learning PAIRS makes these unlikely

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -307,6 +308,66 @@ def test_an_interrupted_stream_is_taken_up_again(mac: MAC, policy: Any, tmp_path
     )  # nothing left to do
     with pytest.raises(RematchError, match="the bank of other documents"):
         mac.adapt(texts(30, seed=5), **options)
+
+
+@pytest.mark.parametrize("policy", ["random_prune", "random_average", "nearest_average"])
+@pytest.mark.parametrize("seed", range(6))
+def test_documents_that_recur_end_in_the_same_bank_too(seed: int, policy: Any, tmp_path: Path) -> None:
+    """Equal entries are nearest to each other, all of them equally: the pair that is averaged must not depend on the file."""
+    mac, rng = tiny_mac(seed=seed, double=False), np.random.default_rng(seed)
+    documents = [texts(5, seed=seed)[i] for i in rng.integers(5, size=24)]
+    options: dict[str, Any] = {"limit": 8, "policy": policy, "batch_size": 1}
+    torch.manual_seed(seed)  # what a policy draws from where no generator is given
+    whole = mac.adapt(documents, **options)
+    mac.bank, end = mac.new_bank(), torch.get_rng_state()
+    options |= {"checkpoint": tmp_path / "bank.safetensors", "checkpoint_every": 1}
+    torch.manual_seed(seed)
+    with pytest.raises(Interrupted):
+        mac.adapt(stream(documents, 17), **options)
+    mac.bank = mac.new_bank()
+    torch.manual_seed(100)
+    resumed = mac.adapt(documents, **options)
+    assert resumed.ids == whole.ids
+    assert torch.equal(resumed.tensor, whole.tensor)
+    if policy != "nearest_average":
+        assert torch.equal(torch.get_rng_state(), end)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": 5}, "with limit: 4, and not 5"),
+        ({"limit": None}, "with limit: 4, and not None"),
+        ({"policy": "random_average"}, "with policy: nearest_average, and not random_average"),
+        ({"n_tokens": 4}, "with amortizer: [0-9a-f]{16}, and not [0-9a-f]{16}"),
+        ({"max_document": 6}, "with max_document: 32, and not 6"),
+        ({"trained": True}, "with amortizer: [0-9a-f]{16}, and not [0-9a-f]{16}"),
+    ],
+)
+def test_a_checkpoint_is_of_its_networks_and_its_limit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    documents, sizes = texts(8), {"max_document": 32}
+    options: dict[str, Any] = {"limit": 4, "checkpoint": tmp_path / "bank.safetensors"}
+    kept = tiny_mac(**sizes).adapt(documents, **options).tensor
+    mac = tiny_mac(**(sizes | {name: change[name] for name in change if name in ("n_tokens", "max_document")}))
+    if "trained" in change:
+        with torch.no_grad():
+            mac.amortizer.mlps.bias2[0, 0] += 1e-3
+    with pytest.raises(RematchError, match=f"is the bank of another run, {message}; remove it to start anew"):
+        mac.adapt(documents, **(options | {name: change[name] for name in change if name in ("limit", "policy")}))
+    assert not len(mac.bank)
+    same = tiny_mac(**sizes)
+    with torch.no_grad():
+        same.modulation.expansion.mlps.bias2[0, 0] += 1  # no entry depends on it
+    assert torch.equal(same.adapt(documents, **options).tensor, kept)
+
+
+def test_a_bank_of_no_stream_is_no_checkpoint(mac: MAC, tmp_path: Path) -> None:
+    mac.adapt(DOCS).save(tmp_path / "bank.safetensors")
+    with pytest.raises(RematchError, match="a bank that says nothing of a stream"):
+        mac.adapt(DOCS, checkpoint=tmp_path / "bank.safetensors")
+    (tmp_path / "text").write_text("no bank")
+    with pytest.raises(RematchError, match="no memory bank can be read"):
+        mac.adapt(DOCS, checkpoint=tmp_path / "text")
 
 
 def test_without_a_checkpoint_the_bank_says_where_to_go_on(mac: MAC) -> None:
@@ -735,5 +796,5 @@ def test_the_question_encoder_may_read_less_than_the_language_model() -> None:
     batch = short.encode(["w1 w2"], [QAPair(long, "w1")], [f"{long} w20"])
     assert batch.questions_mask.sum() == 4
     assert batch.qa.attention_mask.sum() == 13 + 2
-    with pytest.raises(RematchError, match="max_question is at least 1"):
+    with pytest.raises(RematchError, match="max_question: 0; allowed: whole numbers from 1"):
         tiny_mac(max_question=0)

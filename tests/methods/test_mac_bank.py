@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baselines.online.memory import PeakBytes
 from methods.mac import MemoryBank
+from methods.mac.aggregator import Aggregator
 from methods.mac.bank import read_notes
 from rematch.errors import RematchError
 
@@ -214,6 +218,36 @@ def test_a_saved_bank_comes_back(tmp_path: Path) -> None:
     assert loaded.ids[2:] == [("3",), ("4",)]
 
 
+@pytest.mark.parametrize("stop", range(9, 40, 5))
+def test_a_bank_that_was_saved_averages_the_pairs_that_it_would_have(stop: int, tmp_path: Path) -> None:
+    """Entries that recur are nearest to each other, all of them equally but for rounding."""
+    for seed in range(10):
+        kinds = entries(5, seed)
+        rows = kinds[torch.randint(5, (40,), generator=torch.Generator().manual_seed(seed))]
+        whole, resumed = MemoryBank(T, D), MemoryBank(T, D)
+        for i, row in enumerate(rows):
+            whole.add(row[None]).limit(8, "nearest_average")
+            resumed.add(row[None]).limit(8, "nearest_average")
+            if i == stop:
+                resumed.save(tmp_path / "bank")
+                resumed = MemoryBank.load(tmp_path / "bank")
+        assert resumed.ids == whole.ids
+        assert torch.equal(resumed.tensor, whole.tensor)
+
+
+def test_a_file_is_little_more_than_its_entries(tmp_path: Path) -> None:
+    bank = MemoryBank(4, 64).add(torch.randn(300, 4, 64)).limit(256, "nearest_average")
+    bank.save(tmp_path / "bank")
+    assert (tmp_path / "bank").stat().st_size < 1.05 * bank.n_bytes
+    with safe_open(tmp_path / "bank", "pt") as file:
+        shapes = {name: tuple(file.get_tensor(name).shape) for name in sorted(file.keys())}
+    nearest = {f"nearest.{name}": (256,) for name in ("index", "norm", "value")}
+    assert shapes == {"entries": (256, 4, 64), "ids": shapes["ids"], **nearest}
+    filled(3).save(tmp_path / "all")
+    with safe_open(tmp_path / "all", "pt") as file:
+        assert set(file.keys()) == {"entries", "ids"}
+
+
 def test_an_empty_bank_can_be_saved(tmp_path: Path) -> None:
     MemoryBank(T, D).save(tmp_path / "bank")
     loaded = MemoryBank.load(tmp_path / "bank")
@@ -231,12 +265,20 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
         MemoryBank.load(tmp_path / "other")
 
 
-def test_a_hundred_thousand_documents_are_added_without_copies_of_the_bank() -> None:
-    bank = MemoryBank(4, 64)
-    part = torch.randn(1000, 4, 64)
+@pytest.mark.slow
+def test_a_hundred_thousand_documents_are_added_and_asked_without_copies_of_the_bank() -> None:
+    bank, part, peaks = MemoryBank(4, 64), torch.randn(1000, 4, 64), []
     for _ in range(100):
-        bank.add(part)
+        with PeakBytes() as memory:
+            bank.add(part)
+        peaks.append(memory.peak)
+    assert sum(peak > 0 for peak in peaks) == 8  # 1,000 to 128,000 entries in doublings
     assert len(bank) == 100_000
     assert bank.tensor.data_ptr() == bank._buffer.data_ptr()
     assert bank.n_bytes == 100_000 * 4 * 64 * 4
     assert torch.equal(bank.tensor[-1000:], part)
+    aggregator, z = Aggregator(64, n_blocks=1, n_heads=1, head_dim=8), torch.randn(1, 4, 64)
+    for aggregate in (aggregator, functools.partial(aggregator.hierarchical, group_size=128)):
+        with PeakBytes() as memory, torch.no_grad():
+            aggregate(z, bank.tensor)
+        assert memory.peak < bank.n_bytes / 8

@@ -16,6 +16,7 @@ from methods.mac import aggregator as aggregation
 from methods.mac.aggregator import Aggregator, CrossAttentionBlock
 from methods.mac.amortizer import Amortizer, copy_embeddings, load_backbone
 from methods.mac.batches import encode_texts
+from methods.mac.config import MACConfig
 from methods.mac.modulation import Expansion, PrefixModulation
 from methods.mac.token_mlps import TokenMLPs
 from rematch.errors import RematchError
@@ -63,6 +64,45 @@ def test_mlps_start_like_linear_layers() -> None:
         assert parameter.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.1)
 
 
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_token_is_dropped() -> None:
+    with pytest.raises(
+        RematchError, match="n_tokens: 4; allowed: 1 to 2, of which the modulation of this language model"
+    ):
+        Expansion(4, 2, 4, 5, 4)
+    with pytest.raises(RematchError, match=r"n_tokens: 24; allowed: 1 to 4, .*2 x layers x n_prefix"):
+        tiny_mac(gpt2(n_layers=1), n_tokens=24)
+    with pytest.raises(RematchError, match=r"n_tokens: 5; allowed: 1 to 4, .*4 x layers x lora_rank"):
+        tiny_mac(gpt2(n_layers=1), n_tokens=5, modulation="lora", lora_rank=1)
+    tiny_mac(gpt2(n_layers=1), n_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"n_tokens": 0}, "n_tokens: 0; allowed: whole numbers from 1"),
+        ({"n_blocks": 0}, "n_blocks: 0; allowed: whole numbers from 1"),
+        ({"n_heads": 0}, "n_heads: 0; allowed: whole numbers from 1"),
+        ({"head_dim": -8}, "head_dim: -8; allowed: whole numbers from 1"),
+        ({"n_prefix": 0}, "n_prefix: 0; allowed: whole numbers from 1"),
+        ({"lora_rank": 0}, "lora_rank: 0; allowed: whole numbers from 1"),
+        ({"expansion_width": 0}, "expansion_width: 0; allowed: whole numbers from 1"),
+        ({"n_blocks": 1.5}, "n_blocks: 1.5; allowed: whole numbers from 1"),
+        ({"n_blocks": True}, "n_blocks: True; allowed: whole numbers from 1"),
+        ({"max_document": 0}, "max_document: 0; allowed: whole numbers from 1"),
+        ({"max_answer": 1}, "max_answer: 1; allowed: whole numbers from 2"),
+        ({"max_length": 8, "max_answer": 8}, "max_length: 8; allowed: whole numbers from 9"),
+        ({"max_question": 0}, "max_question: 0; allowed: whole numbers from 1"),
+        ({"amortizer": "encoder-decoder"}, "unknown amortizer 'encoder-decoder'; allowed: encdec, encoder, decoder"),
+    ],
+)  # fmt: skip
+def test_sizes_out_of_bounds(size: dict[str, Any], message: str) -> None:
+    with pytest.raises(RematchError, match=f"MAC: {message}"):
+        MACConfig(**size)
+
+
 # -- expansion and prefixes -------------------------------------------------------------------------------------------
 
 
@@ -72,7 +112,7 @@ def test_mlps_start_like_linear_layers() -> None:
         (3, 8, [0, 0, 0, 1, 1, 1, 2, 2]),
         (4, 8, [0, 0, 1, 1, 2, 2, 3, 3]),
         (3, 4, [0, 0, 1, 2]),
-        (4, 2, [0, 1]),
+        (4, 4, [0, 1, 2, 3]),
     ],
 )
 def test_tokens_are_repeated_in_place(n_tokens: int, n_targets: int, source: list[int]) -> None:

@@ -102,6 +102,29 @@ def test_the_rate_rises_and_stays() -> None:
     assert Recipe(steps=10, documents=4, learning_rate=1.0).learning_rate_at(0) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"steps": -3}, "steps: -3; allowed: whole numbers from 0"),
+        ({"steps": 2.5}, "steps: 2.5; allowed: whole numbers from 0"),
+        ({"documents": 0}, "documents: 0; allowed: whole numbers from 1"),
+        ({"documents": ((0, 4), (10, 0))}, "documents: 0; allowed: whole numbers from 1"),
+        ({"banks": 0}, "banks: 0; allowed: whole numbers from 1"),
+        ({"accumulation": 0}, "accumulation: 0; allowed: whole numbers from 1"),
+        ({"checkpoint_every": -1}, "checkpoint_every: -1; allowed: whole numbers from 0"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0; allowed: more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan; allowed: more than 0"),
+        ({"clip": 0}, "clip: 0; allowed: more than 0"),
+        ({"encoder_rate": -1}, "encoder_rate: -1; allowed: 0 or more"),
+        ({"warmup": 20}, "warmup: 20; allowed: 0 to 1, a share of the steps"),
+    ],
+)
+def test_recipes_out_of_bounds(option: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"steps": 4, "documents": 4, "learning_rate": 1e-3}
+    with pytest.raises(RematchError, match=f"Recipe: {message}"):
+        Recipe(**given | option)
+
+
 def test_documents_may_grow() -> None:
     recipe = Recipe(steps=10, documents=((4, 8), (0, 2)), learning_rate=1.0, accumulation=3)
     assert [recipe.documents_at(step) for step in (0, 3, 4, 9)] == [2, 2, 8, 8]

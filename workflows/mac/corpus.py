@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import PositiveInt
 
+from baselines.online.documents import PIPELINE, EntitySpans
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.hub_models import check_model
@@ -48,6 +49,7 @@ class Corpus:
         n_anchors: of them, at most.
         later_models, later_datasets: ids of models, and names of data sets, that other bases need: one that is missing is
             named before anything is trained.
+        later_pipelines: likewise beside a ``dataset``, spaCy's pipelines that matches need: Salient Spans its entities.
     """
 
     n_names: PositiveInt = 640
@@ -59,21 +61,30 @@ class Corpus:
     n_anchors: PositiveInt = 10000
     later_models: list[str] = field(default_factory=list)
     later_datasets: list[Dataset] = field(default_factory=list)
+    later_pipelines: list[str] = field(default_factory=lambda: [PIPELINE])
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``documents``, ``qa_train`` and ``qa_validation``; of the generated world also its tokenizer.
 
+        Everything else is built after it, so it also looks at what matches would find wrong when all is trained.
+
         Raises:
-            RematchError: a data set or model is unknown, missing or bad.
+            RematchError: a data set, model or pipeline is unknown, missing or bad, or a size is out of bounds.
         """
+        check_arena(job.arena)
         if self.dataset:
             return self._published(job)
         world = World(self.n_names)
+        pairs = world.old_pairs()
+        for key, n, most in (
+            ("n_documents", self.n_documents, None),
+            ("n_validation", self.n_validation, len(pairs) - 1),
+        ):
+            _bounded(f"bases.{job.name}", key, n, most)
         rng = np.random.default_rng([0, *b"corpus"])
         names = [name for part in world.names.values() for name in part]
         chosen = [names[int(i)] for i in rng.integers(len(names), size=self.n_documents)]
         write_documents(job.out / "documents.jsonl", [world.document(name, rng, old=True) for name in chosen])
-        pairs = world.old_pairs()
         order = rng.permutation(len(pairs))
         write_pairs(job.out / "qa_validation.jsonl", [pairs[i] for i in order[: self.n_validation]])
         write_pairs(job.out / "qa_train.jsonl", [pairs[i] for i in order[self.n_validation :]])
@@ -82,6 +93,9 @@ class Corpus:
         return BaseInfo(samples_seen=self.n_documents, notes={"pairs": len(pairs)})
 
     def _published(self, job: BaseJob) -> BaseInfo:
+        _known_options(job, self.options)
+        for name in self.later_pipelines:
+            EntitySpans(name)
         for model in self.later_models:
             check_model(job.hub, model)
         for name in self.later_datasets:
@@ -154,7 +168,7 @@ class Streams:
     def _drawn(self, job: BaseJob, key: str, dataset: str, documents: Sequence[Document]) -> list[Document]:
         """As many documents as the option ``key`` says."""
         n = int(getattr(self, key))
-        if n > len(documents):
+        if not 1 <= n <= len(documents):
             raise RematchError(
                 f"bases.{job.name}: {key}: {n}; allowed: 1 to {len(documents)}, what there is of {dataset}"
             )
@@ -168,10 +182,11 @@ class Streams:
 
         # A name that came twice would have two answers to one question.
         for key, n, part in (("n_stream", self.n_stream, "test"), ("n_validation", self.n_validation, "validation")):
-            if n > len(world.names[part]):
+            if not 1 <= n <= len(world.names[part]):
                 raise RematchError(
-                    f"bases.streams: {key}: {n}; the world has {len(world.names[part])} names for {part}"
+                    f"bases.streams: {key}: {n}; the world has {len(world.names[part])} names for {part}, and one is needed"
                 )
+        _bounded("bases.streams", "n_train", self.n_train)
         streams = {
             MAIN: world.documents("test", self.n_stream, rng(MAIN)),
             VALIDATION: world.long_stream("validation", self.n_validation, rng(VALIDATION)),
@@ -182,11 +197,47 @@ class Streams:
         return world.documents("train", self.n_train, rng("train")), streams
 
 
+ARENA_BOUNDS = {
+    "n_first": 1, "n_timed": 1, "max_new_tokens": 1, "batch_size": 1, "max_length": 1, "max_answer": 1, "max_document": 2,
+}  # fmt: skip
+"""The arena's sizes, and from where on they make sense: nothing is learned of a document of one token."""
+
+
+def check_arena(sizes: Mapping[str, Any]) -> None:
+    """Look at the arena's sizes as the card has them.
+
+    Raises:
+        RematchError: one is out of bounds, or there is no probe right after the first documents, against which what is
+            retained is measured.
+    """
+    for name, least in ARENA_BOUNDS.items():
+        if name in sizes:
+            _bounded("arena", name, sizes[name], least=least)
+    if (probes := sizes.get("probes")) is not None:
+        for each in probes:
+            _bounded("arena", "probes", each, least=0)
+        if 0 not in probes:
+            raise RematchError(f"arena: probes: {probes}; 0 must be one, right after the first documents")
+    length, answer = sizes.get("max_length"), sizes.get("max_answer")
+    if length is not None and answer is not None and length <= answer:
+        raise RematchError(f"arena: max_length: {length}; no room for a question beside the {answer} of max_answer")
+
+
+def _bounded(where: str, name: str, value: int, most: int | None = None, least: int = 1) -> None:
+    if value < least or (most is not None and value > most):
+        allowed = f"{least} to {most}" if most is not None else f"whole numbers from {least}"
+        raise RematchError(f"{where}: {name}: {value}; allowed: {allowed}")
+
+
 def _load(job: BaseJob, dataset: str, options: dict[str, Any], seed: int) -> Any:
+    _known_options(job, options)
+    return load_splits(job.hub, dataset, seed=seed, **options)
+
+
+def _known_options(job: BaseJob, options: dict[str, Any]) -> None:
     for name in options:
         if name not in ("limits", "deduplicate", "scale"):
             raise unknown("option", name, ("limits", "deduplicate", "scale"), f"bases.{job.name}: options")
-    return load_splits(job.hub, dataset, seed=seed, **options)
 
 
 def stream_path(streams: Path, name: str) -> Path:

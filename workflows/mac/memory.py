@@ -183,6 +183,7 @@ class Memory:
             "decoder_start_token_id": tokenizer.pad_token_id,
             **ids,
         }
+        known(T5Config, self.encoder_sizes, f"bases.{job.name}: encoder_sizes")
         config = T5Config(**{"dropout_rate": 0.0, **options, **self.encoder_sizes})
         return MAC.from_lm(lm, tokenizer, encoder=AutoModel.from_config(config), embeddings="lm", **sizes)
 

@@ -41,6 +41,9 @@ class Weights:
         steps: of Adam on the network, each of ``accumulation`` batches.
         batch_size: documents in a batch, which the language model learns one after another.
         inner_learning_rate, learning_rate, accumulation, anchor, reset_every, checkpoint_every: see ``MetaRecipe``.
+        n_positions: tokens and padding of a document that the mean of the inner loss counts on; the official code pads
+            all to 1,024, to which its ``inner_learning_rate`` belongs. None: as many as the longest of the batch has, so that
+            a step's size depends on the others.
     """
 
     n_documents: PositiveInt = 8192
@@ -53,13 +56,21 @@ class Weights:
     anchor: NonNegativeFloat = 0.1
     reset_every: PositiveInt = 4
     checkpoint_every: NonNegativeInt = 0
+    n_positions: PositiveInt | None = None
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the network.
 
         Raises:
-            RematchError: there are fewer documents than ``n_documents``.
+            RematchError: there are fewer documents than ``n_documents``, or ``n_positions`` than tokens of one.
         """
+        lengths = lengths_of(job.arena)
+        longest = _wide(lengths["max_document"])
+        if self.n_positions is not None and self.n_positions < longest:
+            raise RematchError(
+                f"bases.{job.name}: n_positions: {self.n_positions}; allowed: whole numbers from {longest}, "
+                f"the arena's max_document in multiples of {MULTIPLE}"
+            )
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
         if len(documents) < self.n_documents:
             raise RematchError(
@@ -77,9 +88,10 @@ class Weights:
             self.accumulation,
             self.anchor,
             self.reset_every,
+            n_positions=self.n_positions,
             checkpoint_every=self.checkpoint_every,
         )
-        batches = self._batches(tokenizer, documents, anchors, seed, lengths_of(job.arena))
+        batches = self._batches(tokenizer, documents, anchors, seed, lengths)
         checkpoint = job.out / "checkpoint"
         done = meta_train(net, lm, batches, recipe, seed, checkpoint)
         net.save_pretrained(job.out)
@@ -123,7 +135,12 @@ def n_documents(folder: Path) -> int:
 
 def _padded(tokenizer: object, texts: Sequence[str], longest: int) -> tuple[Tensor, Tensor]:
     rows = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]  # type: ignore[operator]
-    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+    width = _wide(max(map(len, rows)))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask
+
+
+def _wide(length: int) -> int:
+    """A length in whole multiples."""
+    return -(-length // MULTIPLE) * MULTIPLE

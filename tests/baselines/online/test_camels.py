@@ -148,6 +148,25 @@ def test_documents_are_learned_one_after_the_other(lm: Any, batch: MetaBatch) ->
         torch.testing.assert_close(updated[name], parameter.detach())
 
 
+def test_with_positions_given_a_document_is_learned_alike_beside_longer_ones(lm: Any, batch: MetaBatch) -> None:
+    lm.double()
+    net = disturbed(WeightNet.from_lm(lm))
+    one = replace(batch, input_ids=batch.input_ids[1:2, :5], attention_mask=batch.attention_mask[1:2, :5])
+    padded = replace(batch, input_ids=batch.input_ids[1:2], attention_mask=batch.attention_mask[1:2])
+    learned = {}
+    with sdpa_kernel(SDPBackend.MATH):
+        for n_positions in (None, 64):
+            recipe = MetaRecipe(inner_learning_rate=0.5, n_positions=n_positions)
+            for each in (one, padded):
+                learned[n_positions, each is padded] = outer_loss(net, lm, parameters(lm), each, recipe)[1]
+    moved = {key: updated["transformer.wte.weight"] - lm.transformer.wte.weight for key, updated in learned.items()}
+    torch.testing.assert_close(moved[64, False], moved[64, True])
+    torch.testing.assert_close(
+        moved[None, False] * 4, moved[None, True] * 7
+    )  # the mean runs over 4, or over 7 positions
+    torch.testing.assert_close(moved[None, False] * 4, moved[64, False] * 63)
+
+
 def test_second_order_gradient_by_finite_differences(make_lm: Any, batch: MetaBatch) -> None:
     lm = make_lm["gpt2"](n_layer=1, **NO_DROPOUT).double()
     net = disturbed(WeightNet.from_lm(lm, hidden=8))

@@ -80,7 +80,7 @@ def _settings(**options: Any) -> str:
     return json.dumps(options)
 
 
-def write_gpt2(mirror: Path, name: str, seed: int, n_layers: int = 2) -> None:
+def write_gpt2(mirror: Path, name: str, seed: int, n_layers: int = 3) -> None:
     """Two heads; GPT-2's one special token ends texts, starts them and pads nothing."""
     torch.manual_seed(seed)
     folder = mirror / "models" / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +12,19 @@ from typing import Any
 import pytest
 
 from rematch.arena import BaseJob
+from rematch.cards import Card
 from rematch.errors import RematchError
-from workflows.mac.corpus import STREAMS, VALIDATION, Corpus, Streams, read_documents, read_pairs, read_stream
+from workflows.mac import corpus
+from workflows.mac.corpus import (
+    STREAMS,
+    VALIDATION,
+    Corpus,
+    Streams,
+    check_arena,
+    read_documents,
+    read_pairs,
+    read_stream,
+)
 from workflows.mac.streams import Document
 from workflows.mac.world import RELATIONS, World, question_key
 
@@ -113,6 +125,12 @@ def test_a_seed_decides_everything(room: Any, streams: Path) -> None:
     [
         ({"n_stream": 13, "n_validation": 6}, "n_stream: 13; the world has 12 names for test"),
         ({"n_stream": 12, "n_validation": 7}, "n_validation: 7; the world has 6 names for validation"),
+        (
+            {"n_stream": 12, "n_validation": 0},
+            "n_validation: 0; the world has 6 names for validation, and one is needed",
+        ),
+        ({"n_stream": 0}, "n_stream: 0; the world has 12 names for test"),
+        ({"n_stream": 12, "n_validation": 6, "n_train": 0}, "n_train: 0; allowed: whole numbers from 1"),
     ],
 )
 def test_more_documents_than_names(
@@ -126,6 +144,65 @@ def test_more_documents_than_names(
 def test_an_unknown_option_of_a_data_set(job: Callable[..., BaseJob], base: Any) -> None:
     with pytest.raises(RematchError, match=r"bases\.some: options: unknown option 'limt'; allowed: limits, .*'limits'"):
         base.build(job())
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (Corpus(n_validation=0), r"bases\.some: n_validation: 0; allowed: 1 to 3839"),
+        (Corpus(n_validation=4000), r"bases\.some: n_validation: 4000; allowed: 1 to 3839"),
+        (Corpus(n_documents=0), r"bases\.some: n_documents: 0; allowed: whole numbers from 1"),
+    ],
+)
+def test_a_corpus_out_of_bounds(job: Callable[..., BaseJob], base: Any, message: str) -> None:
+    with pytest.raises(RematchError, match=message):
+        base.build(job())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"probes": [16, 48]}, r"arena: probes: \[16, 48\]; 0 must be one"),
+        ({"probes": []}, r"arena: probes: \[\]; 0 must be one"),
+        ({"probes": [0, -4]}, "arena: probes: -4; allowed: whole numbers from 0"),
+        ({"n_first": 0}, "arena: n_first: 0; allowed: whole numbers from 1"),
+        ({"n_timed": 0}, "arena: n_timed: 0; allowed: whole numbers from 1"),
+        ({"max_document": 1}, "arena: max_document: 1; allowed: whole numbers from 2"),
+        ({"max_length": 8, "max_answer": 8}, "arena: max_length: 8; no room for a question beside the 8 of max_answer"),
+    ],
+)
+def test_what_matches_would_find_wrong_is_found_first(
+    job: Callable[..., BaseJob], sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RematchError, match=message):
+        Corpus().build(dataclasses.replace(job(), arena=sizes))
+
+
+@pytest.mark.parametrize("tier", ["smoke", "mini", "real", "paper"])
+def test_the_cards_arenas_pass(card: Card, tier: str) -> None:
+    check_arena(card.at(tier).arena)
+
+
+def test_the_pipeline_of_salient_spans_is_looked_for_first(
+    job: Callable[..., BaseJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[str] = []
+
+    class Found(Exception):
+        pass
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise Found
+
+    monkeypatch.setattr(corpus, "EntitySpans", looked_for.append)
+    monkeypatch.setattr(corpus, "load_splits", stop)
+    with pytest.raises(Found):
+        Corpus(dataset="squad").build(job())
+    assert looked_for == ["en_core_web_sm"]
+    monkeypatch.undo()
+    pytest.importorskip("spacy")
+    with pytest.raises(RematchError, match="there is no spaCy pipeline 'none_such'"):
+        Corpus(dataset="squad", later_pipelines=["none_such"]).build(job())
 
 
 def test_an_unknown_stream(streams: Path) -> None:

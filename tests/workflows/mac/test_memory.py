@@ -286,6 +286,7 @@ def test_only_what_reads_documents_before_a_question_has_a_length_of_its_own(
         ({"recipe": {"dropout": {"p": 0.5}}}, r"bases\.some: recipe: dropout: .*dropout stands beside it"),
         ({"recipe": {"of": "sentences"}}, r"bases\.some: recipe: of: the recipe is of documents"),
         ({"sizes": {"n_token": 3}}, r"bases\.some: sizes: unknown key 'n_token'; allowed: .*Did you mean 'n_tokens'"),
+        ({"encoder_sizes": {"num_layrs": 1}}, r"bases\.some: encoder_sizes: unknown key 'num_layrs'; .*Did you mean 'num_layers'"),
         ({"dropout": {"q": 0.5}}, r"bases\.some: dropout: unknown key 'q'; allowed: p, mode, rescale"),
         ({"stages": [{"of": "sentence", "steps": 1}]}, r"bases\.some: stages: unknown of 'sentence'; allowed: documents, sentences"),
         ({"stages": [{"of": "documents", "step": 1}]}, r"bases\.some: stages: unknown key 'step'"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.online import WeightNet
+from baselines.online import MetaTraining, WeightNet
 from rematch.arena import BaseJob
+from rematch.cards import Card
 from rematch.errors import RematchError
 from workflows.mac import weights as module
 from workflows.mac.corpus import read_documents
@@ -88,6 +89,31 @@ def test_texts_are_read_as_far_as_the_arena_says(
     assert {(each.input_ids.shape[1], each.anchor_ids.shape[1]) for each in read} == {(16, 16)}
     assert max(int(each.qa.attention_mask.sum(1).max()) for each in read) == 6
     assert {int(n) for each in read for n in each.qa.labels_mask.sum(1)} == {2}
+
+
+def test_the_inner_mean_counts_on_as_many_positions_as_it_is_told(
+    room: Any, job: Callable[..., BaseJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {name: room.build(name)[0] for name in ("qa_lm", "streams", "corpus")}
+    counted: list[int | None] = []
+
+    def train(net: Any, lm: Any, batches: Any, recipe: Any, *more: Any) -> MetaTraining:
+        counted.append(recipe.n_positions)
+        return MetaTraining(qa_losses=[1.0])
+
+    monkeypatch.setattr(module, "meta_train", train)
+    sizes: dict[str, Any] = {"n_documents": 8, "steps": 1}
+    Weights(**sizes).build(job(needs))
+    Weights(**sizes, n_positions=1024).build(job(needs))
+    assert counted == [None, 1024]
+    with pytest.raises(RematchError, match=r"bases\.some: n_positions: 63; allowed: whole numbers from 64"):
+        Weights(**sizes, n_positions=63).build(job(needs))
+
+
+@pytest.mark.parametrize("tier", ["real", "paper"])
+@pytest.mark.parametrize("base", ["weights", "weights_fewer"])
+def test_natural_documents_are_padded_as_officially(card: Card, tier: str, base: str) -> None:
+    assert card.options("bases", base, tier)["n_positions"] == 1024
 
 
 def test_too_few_documents(room: Any, streams: Path, job: Callable[..., BaseJob]) -> None:
