@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from baselines import qa
 from baselines.decoding import GREEDY, OFFICIAL_BEAMS
@@ -67,9 +67,9 @@ class Arena:
     small_memories: list[PositiveInt] = field(default_factory=lambda: [4, 16])
     max_new_tokens: PositiveInt = 3
     batch_size: PositiveInt = 64
-    max_length: int = MAX_LENGTH
-    max_answer: int = MAX_ANSWER
-    max_document: int = MAX_DOCUMENT
+    max_length: PositiveInt = MAX_LENGTH
+    max_answer: PositiveInt = MAX_ANSWER
+    max_document: Annotated[int, Field(ge=2)] = MAX_DOCUMENT
     beams: Literal["greedy", "official"] = "greedy"
     stream: Literal["main", "validation"] = "main"
 

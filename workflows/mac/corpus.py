@@ -76,11 +76,10 @@ class Corpus:
             return self._published(job)
         world = World(self.n_names)
         pairs = world.old_pairs()
-        for key, n, most in (
-            ("n_documents", self.n_documents, None),
-            ("n_validation", self.n_validation, len(pairs) - 1),
-        ):
-            _bounded(f"bases.{job.name}", key, n, most)
+        if not 1 <= self.n_validation < len(pairs):
+            raise RematchError(
+                f"bases.{job.name}: n_validation: {self.n_validation}; allowed: 1 to {len(pairs) - 1}, all pairs but one"
+            )
         rng = np.random.default_rng([0, *b"corpus"])
         names = [name for part in world.names.values() for name in part]
         chosen = [names[int(i)] for i in rng.integers(len(names), size=self.n_documents)]
@@ -186,7 +185,6 @@ class Streams:
                 raise RematchError(
                     f"bases.streams: {key}: {n}; the world has {len(world.names[part])} names for {part}, and one is needed"
                 )
-        _bounded("bases.streams", "n_train", self.n_train)
         streams = {
             MAIN: world.documents("test", self.n_stream, rng(MAIN)),
             VALIDATION: world.long_stream("validation", self.n_validation, rng(VALIDATION)),
@@ -197,36 +195,19 @@ class Streams:
         return world.documents("train", self.n_train, rng("train")), streams
 
 
-ARENA_BOUNDS = {
-    "n_first": 1, "n_timed": 1, "max_new_tokens": 1, "batch_size": 1, "max_length": 1, "max_answer": 1, "max_document": 2,
-}  # fmt: skip
-"""The arena's sizes, and from where on they make sense: nothing is learned of a document of one token."""
-
-
 def check_arena(sizes: Mapping[str, Any]) -> None:
-    """Look at the arena's sizes as the card has them.
+    """Look at those of the arena's options that no bound of one alone rules out.
 
     Raises:
-        RematchError: one is out of bounds, or there is no probe right after the first documents, against which what is
+        RematchError: there is no room for a question, or no probe right after the first documents, against which what is
             retained is measured.
     """
-    for name, least in ARENA_BOUNDS.items():
-        if name in sizes:
-            _bounded("arena", name, sizes[name], least=least)
-    if (probes := sizes.get("probes")) is not None:
-        for each in probes:
-            _bounded("arena", "probes", each, least=0)
-        if 0 not in probes:
-            raise RematchError(f"arena: probes: {probes}; 0 must be one, right after the first documents")
+    probes = sizes.get("probes", [0])
+    if 0 not in probes:
+        raise RematchError(f"arena: probes: {probes}; 0 must be one, right after the first documents")
     length, answer = sizes.get("max_length"), sizes.get("max_answer")
     if length is not None and answer is not None and length <= answer:
         raise RematchError(f"arena: max_length: {length}; no room for a question beside the {answer} of max_answer")
-
-
-def _bounded(where: str, name: str, value: int, most: int | None = None, least: int = 1) -> None:
-    if value < least or (most is not None and value > most):
-        allowed = f"{least} to {most}" if most is not None else f"whole numbers from {least}"
-        raise RematchError(f"{where}: {name}: {value}; allowed: {allowed}")
 
 
 def _load(job: BaseJob, dataset: str, options: dict[str, Any], seed: int) -> Any:
