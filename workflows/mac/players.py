@@ -1,8 +1,8 @@
 """What takes part: something that is told documents, one after another, and is then asked questions about them.
 
 A contender of the card is a few options; for a match it becomes a player. Here is what all players share, those that learn
-nothing, and what makes a player of a contender that is none (``Reader``); ``finetuning``, ``memory_player`` and ``retrieval``
-have the others.
+nothing, and what makes a player of a contender that is none (``Reader``); ``finetuning``, ``more_finetuning``, ``memory_player``
+and ``retrieval`` have the others.
 """
 
 from __future__ import annotations
@@ -110,11 +110,15 @@ class Player:
     def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
         return self._generate(questions, self.asking.max_length)
 
-    def _generate(self, prompts: Sequence[str], max_length: int) -> list[str]:
-        """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer."""
+    def _generate(self, prompts: Sequence[str], max_length: int, lm: Any = None) -> list[str]:
+        """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer.
+
+        Args:
+            lm: another one that answers in its place.
+        """
         ask = self.asking
         return generate_answers(
-            self.lm,
+            self.lm if lm is None else lm,
             self.tokenizer,
             prompts,
             ask.max_new_tokens,
