@@ -1,6 +1,6 @@
 """Ways to keep a language model up to date with a stream of documents that change its weights or its input.
 
-Online fine-tuning with four weightings of the tokens (Uniform, Salient Spans, TF-IDF, CaMeLS), and retrieval by BM25.
+Online fine-tuning with four weightings of the tokens (Uniform, Salient Spans, TF-IDF, CaMeLS), and retrieval (BM25, Contriever, DPR).
 """
 
 from baselines.online.camels import MetaBatch, MetaRecipe, MetaTraining, WeightNet, meta_train
@@ -14,7 +14,7 @@ from baselines.online.finetuning import (
     uniform,
     weighted_loss,
 )
-from baselines.online.retrieval import BM25, prepend, with_documents
+from baselines.online.retrieval import BM25, Index, Retriever, prepend, with_documents
 from baselines.online.tf_idf import TfIdf
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "AdaptationCost",
     "Document",
     "EntitySpans",
+    "Index",
     "MetaBatch",
     "MetaRecipe",
     "MetaTraining",
     "OnlineFinetuner",
+    "Retriever",
     "TfIdf",
     "WeightNet",
     "encode_documents",

@@ -31,7 +31,7 @@ SCORES = {"em_prefix": qa.em_prefix, "em_strict": qa.em_strict, "f1": qa.f1}
 BEAMS = {"greedy": GREEDY, "official": OFFICIAL_BEAMS}
 
 
-LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm")
+LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm", "reader_lm_contriever", "reader_lm_dpr")
 """The bases whose training is that of the language model that answers."""
 
 
