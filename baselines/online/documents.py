@@ -35,7 +35,8 @@ class Document:
 
     def to(self, device: torch.device | str) -> Document:
         """The document on a device."""
-        return Document(*(None if each is None else each.to(device) for each in vars(self).values()))
+        salient, weights = (None if each is None else each.to(device) for each in (self.salient, self.weights))
+        return Document(self.input_ids.to(device), salient, weights)
 
 
 def encode_documents(
