@@ -29,6 +29,7 @@ class MACConfig:
         max_length, max_answer: of what the language model reads and answers, and of the answer alone; see ``baselines.qa``.
         max_question: tokens that the question encoder reads; None: ``max_length - max_answer``. Less than that where the
             language model's prompts are longer than the questions.
+        ends: whether the end of the text follows an answer; not so where the beginning of a document asks for the rest (table 6).
     """
 
     n_tokens: int = 24
@@ -47,6 +48,7 @@ class MACConfig:
     max_length: int = MAX_LENGTH
     max_answer: int = MAX_ANSWER
     max_question: int | None = None
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.aggregate not in ("attention", "none"):

@@ -18,12 +18,20 @@ from torch import Tensor
 
 from baselines.decoding import GREEDY, Beams
 from baselines.online.memory import PeakBytes, SavedBytes
-from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
+from baselines.qa import MAX_ANSWER, MAX_LENGTH, QABatch, answer_nll, encode_pairs, generate_answers, prefix_pair
 from rematch.arena import Task
 from rematch.flops import count_flops
 from rematch.play import Skip
 from workflows.mac.language_models import load_lm, max_length
 from workflows.mac.streams import Document
+
+RESTS = 8
+"""Documents at once, of whose tokens the likelihood is taken."""
+
+
+def rest_lengths(max_document: int) -> tuple[int, int]:
+    """Tokens of a document as its beginning asks for its rest, and of the rest alone: ``max_length``, ``max_answer``."""
+    return max_document, max_document - max_document // 10
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Costs:
 class Player:
     """The language model as it is: it is told nothing. The base of all players.
 
+    It was tuned on questions, but where the contender has no such base.
+
     Attributes:
         meta_flops: spent on training before the stream, on top of the language model's own.
         adapt_flops, answer_flops: spent on documents and on questions so far, where ``counting``.
@@ -76,7 +86,8 @@ class Player:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        return load_lm(self.task.bases["qa_lm"], self.task.hub)
+        bases = self.task.bases
+        return load_lm(bases["qa_lm"] if "qa_lm" in bases else bases["lm"], self.task.hub)
 
     @property
     def lm(self) -> Any:
@@ -127,6 +138,21 @@ class Player:
             max_length=max_length,
             max_answer=ask.max_answer,
         )
+
+    def rest_nll(self, documents: Sequence[Document]) -> list[float]:
+        """The negative log-likelihood of documents behind their first tenth, in nats a token; the language model reads that tenth."""
+        pairs = [prefix_pair(self.tokenizer, document.text) for document in documents]
+        found: list[float] = []
+        for first in range(0, len(pairs), RESTS):
+            part = pairs[first : first + RESTS]
+            batch = encode_pairs(self.tokenizer, part, *rest_lengths(self.asking.max_document), end=False)
+            with torch.no_grad():
+                nll, n_tokens = self._nll([pair.question for pair in part], batch.to(self.lm.device))
+            found += (nll / n_tokens).tolist()
+        return found
+
+    def _nll(self, beginnings: Sequence[str], batch: QABatch) -> tuple[Tensor, Tensor]:
+        return answer_nll(self.lm, batch)
 
     def document_costs(self, document: Document) -> Costs:
         """What reading one more document takes."""

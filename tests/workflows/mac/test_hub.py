@@ -21,6 +21,7 @@ from workflows.mac import hub_sources as sources
 from workflows.mac.corpus import read_stream
 from workflows.mac.language_models import load_lm
 from workflows.mac.memory import load_memory, read_notes
+from workflows.mac.players import rest_lengths
 from workflows.mac.retrievers import HUB_IDS, load_retriever
 from workflows.mac.streams import read_documents, read_pairs
 
@@ -300,6 +301,12 @@ def test_a_reader_reads_what_its_retriever_finds(
     assert player.index.documents == index.documents
 
 
+def test_a_memory_for_language_modelling_reads_as_much_as_is_scored() -> None:
+    sizes, arena = options_at("paper")["memory_text"]["sizes"], CARD.at("paper").arena
+    length, rest = rest_lengths(arena["max_document"])
+    assert (sizes["max_length"], sizes["max_answer"], sizes["max_question"]) == (length, rest, length - rest)
+
+
 def test_a_retriever_that_is_none() -> None:
     with pytest.raises(RematchError, match="unknown retriever 'bm52'; allowed: bm25, contriever, dpr"):
         load_retriever("bm52", None)
@@ -370,7 +377,8 @@ def test_every_match(rooms: dict[str, Room], tier: str, axis: str, name: str) ->
     hashes = set()
     for level in LEVELS.get(axis, spec.levels):
         task, outcome = play(room, axis, name, level)
-        assert {m.metric for m in outcome.measurements} == set(task.metrics)
+        assert {m.metric for m in outcome.measurements} == set(task.metrics) - set(outcome.undefined)
+        assert bool(outcome.undefined) == name.startswith("text_")
         for m in outcome.measurements:
             assert math.isfinite(m.value)
             assert CARD.spec.metrics[m.metric].scale != "log" or m.value > 0
@@ -378,7 +386,7 @@ def test_every_match(rooms: dict[str, Room], tier: str, axis: str, name: str) ->
                 assert m.items is not None
                 assert len(m.items) == outcome.notes["questions"] > 0
         assert len(outcome.data_hash) == 16
-        assert outcome.train_flops > 0
+        assert (outcome.train_flops > 0) == (name not in ("text_none", "text_uniform"))  # a model of the hub as it is
         assert outcome.samples_seen > 0
         hashes.add(outcome.data_hash)
         if spec.budget is not None:
