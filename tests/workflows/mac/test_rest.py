@@ -12,7 +12,9 @@ import torch
 
 from baselines.qa import encode_pairs, prefix_pair
 from rematch.arena import BaseJob, Outcome, Task
+from rematch.cards import Card
 from rematch.errors import RematchError
+from rematch.summary import metric_tables
 from workflows.mac import memory
 from workflows.mac.corpus import MAIN, VALIDATION, read_documents, read_stream
 from workflows.mac.memory import Memory, load_memory
@@ -46,6 +48,14 @@ def test_the_likelihood_of_the_rest(task: Make, streams: Path) -> None:
             scores = player.lm(torch.tensor([ids])).logits[0].log_softmax(-1)
         expected = [-scores[place - 1, ids[place]].item() for place in range(len(begun), len(ids))]
         assert nll == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_a_tier_that_plays_none_of_it_has_no_table(card: Card) -> None:
+    titles = {tier: [table.title for table in metric_tables(card, tier, {})] for tier in ("mini", "paper")}
+    asked = [spec.title for spec in card.spec.tables if spec.metric.endswith("_perplexity")]
+    assert len(asked) == 2
+    assert [title for title in titles["paper"] if title in asked] == asked
+    assert not set(asked) & set(titles["mini"])
 
 
 def test_the_lengths() -> None:
