@@ -115,7 +115,7 @@ def anchor(axis: str, contender: str, level: LevelValue) -> str:
 
 
 def metric_tables(card: Card, tier: str, cells: Cells, confidence: float = 0.95) -> list[Table]:
-    """The tables that the card asks for, on the axes that the tier plays."""
+    """The tables that the card asks for, on the axes that the tier plays, of metrics that one of its contenders has."""
     tables = []
     for spec in card.spec.tables:
         if spec.axis not in card.at(tier).axes:
@@ -129,6 +129,7 @@ def metric_tables(card: Card, tier: str, cells: Cells, confidence: float = 0.95)
                 columns = [(level, name) for name in slices_of(cells, spec.axis, spec.slice)]
                 which = level_text(level) if len(levels) > 1 else ""
                 tables.append(_metric_table(card, tier, cells, spec, columns, which, confidence))
+    tables = [table for table in tables if table.rows]
     names = unique([table.name for table in tables])
     return [replace(table, name=name) for table, name in zip(tables, names, strict=True)]
 

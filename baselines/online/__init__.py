@@ -1,6 +1,6 @@
 """Ways to keep a language model up to date with a stream of documents that change its weights or its input.
 
-Online fine-tuning with three weightings of the tokens (Uniform, Salient Spans, CaMeLS), and retrieval by BM25.
+Online fine-tuning with four weightings of the tokens (Uniform, Salient Spans, TF-IDF, CaMeLS), and retrieval (BM25, Contriever, DPR).
 """
 
 from baselines.online.camels import MetaBatch, MetaRecipe, MetaTraining, WeightNet, meta_train
@@ -8,24 +8,30 @@ from baselines.online.documents import Document, EntitySpans, encode_documents, 
 from baselines.online.finetuning import (
     AdaptationCost,
     OnlineFinetuner,
+    given,
     online_finetune,
     salient,
     uniform,
     weighted_loss,
 )
-from baselines.online.retrieval import BM25, prepend, with_documents
+from baselines.online.retrieval import BM25, Index, Retriever, prepend, with_documents
+from baselines.online.tf_idf import TfIdf
 
 __all__ = [
     "BM25",
     "AdaptationCost",
     "Document",
     "EntitySpans",
+    "Index",
     "MetaBatch",
     "MetaRecipe",
     "MetaTraining",
     "OnlineFinetuner",
+    "Retriever",
+    "TfIdf",
     "WeightNet",
     "encode_documents",
+    "given",
     "meta_train",
     "online_finetune",
     "prepend",

@@ -1,6 +1,7 @@
 """Online fine-tuning: one step of Adam on every document of a stream, on a weighted next-token loss.
 
-What differs between the baselines is the weighting: ``uniform``, ``salient`` (Guu et al., 2020) or a ``WeightNet`` (CaMeLS).
+What differs between the baselines is the weighting: ``uniform``, ``salient`` (Guu et al., 2020), ``given`` (TF-IDF), or a
+``WeightNet`` (CaMeLS).
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ def salient(document: Document) -> Tensor:
     if document.salient is None:
         raise RematchError("Salient Spans needs documents whose spans are known: give encode_documents a spans_fn")
     return document.salient.float()
+
+
+def given(document: Document) -> Tensor:
+    """The weights that the document has.
+
+    Raises:
+        RematchError: it was not weighed.
+    """
+    if document.weights is None:
+        raise RematchError("this weighting needs documents that were weighed: give encode_documents a weigh_fn")
+    return document.weights
 
 
 def weighted_loss(
@@ -114,7 +126,7 @@ class OnlineFinetuner:
         """
         Args:
             model: a transformers causal LM, changed in place; its dropout is on while it adapts (official code).
-            weights_fn: ``uniform``, ``salient``, ``WeightNet.weigh`` or another.
+            weights_fn: ``uniform``, ``salient``, ``given``, ``WeightNet.weigh`` or another.
             learning_rate: Adam's.
             clip: largest norm of a document's gradient.
             n_positions: see ``weighted_loss``; None: every document's own length. The official code pads all documents to
@@ -142,7 +154,7 @@ class OnlineFinetuner:
         device = self.model.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for document in documents:
-                self._step(Document(document.input_ids.to(device), _to(document.salient, device)))
+                self._step(document.to(device))
         self.model.eval()
 
     def _step(self, document: Document) -> None:
@@ -208,10 +220,6 @@ def _seed(device: torch.device, seed: int, step: int) -> None:
     """Seed the device's generator. (``torch.manual_seed`` does more: without a GPU it queues a call for every later one.)"""
     generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
     generator.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
 
 
 def online_finetune(

@@ -34,6 +34,7 @@ class MACConfig:
             ``baselines.qa``.
         max_question: tokens that the question encoder reads; None: ``max_length - max_answer``. Less than that where the
             language model's prompts are longer than the questions.
+        ends: whether the end of the text follows an answer; not so where the beginning of a document asks for the rest (table 6).
     """
 
     n_tokens: int = 24
@@ -52,6 +53,7 @@ class MACConfig:
     max_length: int = MAX_LENGTH
     max_answer: int = MAX_ANSWER
     max_question: int | None = None
+    ends: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (

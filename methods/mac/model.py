@@ -187,7 +187,9 @@ class MAC(nn.Module):
         questions = self._encode_questions([pair.question for pair in flat])
         asked = _prompts([pair.question for pair in flat], prompts)
         answered = [QAPair(prompt, pair.answer) for prompt, pair in zip(asked, flat, strict=True)]
-        qa = encode_pairs(self.tokenizer, answered, self.config.max_length, self.config.max_answer)
+        qa = encode_pairs(
+            self.tokenizer, answered, self.config.max_length, self.config.max_answer, end=self.config.ends
+        )
         gold = torch.tensor([k for k, of in enumerate(of_each) for _ in of])
         return Batch(*documents, *questions, qa, gold).to(self.device)
 

@@ -32,7 +32,7 @@ SCORES = {"em_prefix": qa.em_prefix, "em_strict": qa.em_strict, "f1": qa.f1}
 BEAMS = {"greedy": GREEDY, "official": OFFICIAL_BEAMS}
 
 
-LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm")
+LANGUAGE_MODELS = ("lm", "qa_lm", "reader_lm", "reader_lm_contriever", "reader_lm_dpr")
 """The bases whose training is that of the language model that answers."""
 
 
@@ -59,6 +59,7 @@ class Arena:
         "em_prefix", "em_strict", "f1", "first_f1", "first_em", "f1_retention", "attention_mass", "learning_curve",
         "em_small", "meta_flops", "meta_texts", "train_bytes", "bytes_per_document", "network_bytes", "bytes_in_all", "saved_bytes",
         "kept_bytes", "bytes_per_question", "seconds_per_document", "seconds_per_question", "stream_flops",
+        "rest_perplexity", "unseen_perplexity",
     )  # fmt: skip
 
     n_first: PositiveInt = 16
@@ -147,7 +148,13 @@ class _Match:
 
     @cached_property
     def answers(self) -> list[str]:
-        """The stream read, and all questions answered."""
+        """The stream read, and all questions answered.
+
+        Raises:
+            Undefined: in a match of language modelling.
+        """
+        if "rest_perplexity" in self.task.metrics:
+            raise Undefined("it is asked for the rest of documents, and no questions")
         if self.task.share is None:
             self._read()
         else:
@@ -277,6 +284,26 @@ class _Match:
         for step, loss in curve:
             yield Measurement("learning_curve", loss, f"step={step}")
         yield Measurement("learning_curve", curve[-1][1])
+
+    # -- metrics: language modelling (table 6) ------------------------------------------------------------------------
+
+    @cached_property
+    def _stream_read(self) -> bool:
+        self.player.adapt(self.documents)
+        return True
+
+    def _perplexity(self, metric: str, documents: list[Document]) -> Iterator[Measurement]:
+        assert self._stream_read
+        items = self.player.rest_nll(documents)
+        yield Measurement(metric, float(np.exp(np.mean(items))), items=items)
+
+    def rest_perplexity(self) -> Iterator[Measurement]:
+        """Of the stream's documents behind their first tenth, all of them read; the geometric mean over documents."""
+        yield from self._perplexity("rest_perplexity", self.documents)
+
+    def unseen_perplexity(self) -> Iterator[Measurement]:
+        """Of documents that nobody has read, those of the validation stream."""
+        yield from self._perplexity("unseen_perplexity", read_stream(self.task.bases["streams"], VALIDATION))
 
     # -- metrics: cost ------------------------------------------------------------------------------------------------
 

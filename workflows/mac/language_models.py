@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from baselines.loading import Dtype, load_tokenizer
 from baselines.loading import load_lm as load_causal_lm
 from baselines.next_token import Recipe, read_only, train
-from baselines.online import with_documents
-from baselines.online.retrieval import BM25
+from baselines.online import Index, with_documents
 from baselines.qa import QAPair, qa_tune
 from rematch.arena import BaseInfo, BaseJob
 from rematch.hub import Hub
 from rematch.hub_models import check_model
 from workflows.mac.corpus import TOKENIZER, read_documents, read_pairs
+from workflows.mac.retrievers import RetrieverName, load_retriever
 
 POINTER = "hub.json"
 
@@ -99,20 +100,24 @@ class TunedLM:
         max_steps: optimizer steps of two batches of 32 pairs, at most; stopped early by the validation pairs.
         learning_rate: Adam's.
         validate_every: steps between validations.
-        retrieved: documents of ``streams`` (then needed too) that stand before each question, for what reads them; BM25's best.
+        retrieved: documents of ``streams`` (then needed too) that stand before each question, for what reads them.
+        retriever: what finds them.
     """
 
     max_steps: PositiveInt = 2000
     learning_rate: PositiveFloat = 2.5e-5
     validate_every: PositiveInt = 100
     retrieved: NonNegativeInt = 0
+    retriever: RetrieverName = "bm25"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the tuned model with its tokenizer."""
         model, tokenizer = load_lm(job.needs["lm"], job.hub)
         if self.retrieved:
+            indexed = load_retriever(self.retriever, job.hub)
             train_pairs, validation = (
-                _retrieved(job.needs["streams"], part, self.retrieved) for part in ("train", "streams/validation")
+                _retrieved(job.needs["streams"], part, self.retrieved, indexed)
+                for part in ("train", "streams/validation")
             )
         else:
             train_pairs, validation = (
@@ -131,9 +136,9 @@ class TunedLM:
         )
 
 
-def _retrieved(streams: Path, part: str, k: int) -> list[QAPair]:
+def _retrieved(streams: Path, part: str, k: int, indexed: Callable[[Sequence[str]], Index]) -> list[QAPair]:
     documents = read_documents(streams / f"{part}.jsonl")
-    index = BM25([document.text for document in documents])
+    index = indexed([document.text for document in documents])
     return with_documents(index, [pair for document in documents for pair in document.pairs], k)
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModel, T5Config
 
 from baselines.online import BM25
 from baselines.online.memory import SavedBytes
-from baselines.qa import QAPair
+from baselines.qa import QAPair, prefix_pair
 from methods.mac.config import MACConfig
 from methods.mac.dropout import BackpropDropout, GradientMask
 from methods.mac.model import MAC
@@ -40,6 +40,7 @@ NOTES = "memory.json"
 BATCH = 64
 """Questions at once, as of the arena."""
 STAGES = ("documents", "sentences")
+QUERIES = ("question", "beginning")
 CURVE_POINTS = 15
 """Of a stage's learning curve."""
 LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
@@ -69,6 +70,8 @@ class Memory:
         base_lm: the language model that is frozen: ``tuned`` on questions, as all baselines have it, ``plain``, or the ``reader``,
             which was tuned on questions behind retrieved documents.
         reads: documents that BM25 finds, which the language model reads before a question in training too.
+        query: what meta-training asks a document: its ``question``, or for the rest of it by its ``beginning`` (table 6); answers
+            have no end then.
         quantize: ``nf4``: language model and encoders in 4 bits, where there is a GPU.
         n_documents: to meta-train on; the first of the seed's.
         recipe: fields of ``Recipe``; of 0 steps for networks that others start from as they are.
@@ -85,6 +88,7 @@ class Memory:
     encoder_sizes: dict[str, Any] = field(default_factory=dict)
     base_lm: Literal["tuned", "plain", "reader"] = "tuned"
     reads: NonNegativeInt = 0
+    query: Literal["question", "beginning"] = "question"
     quantize: Literal["", "nf4"] = ""
     n_documents: PositiveInt = 8192
     recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
@@ -101,6 +105,8 @@ class Memory:
         where = f"bases.{job.name}"
         if self.base_lm not in LMS:
             raise unknown("base_lm", self.base_lm, LMS, where)
+        if self.query not in QUERIES:
+            raise unknown("query", self.query, QUERIES, where)
         recipes = [_recipe(stage, f"{where}: stages") for stage in self.stages]
         if misplaced := {"of", "dropout"} & set(self.recipe):
             raise RematchError(
@@ -117,7 +123,7 @@ class Memory:
         seed = job.seed or 0
         start = job.needs.get("memory_start")
         before = {} if start is None else read_notes(start)
-        for key in ("base_lm", "quantize", "reads"):
+        for key in ("base_lm", "quantize", "reads", "query"):
             if before and before[key] != getattr(self, key):
                 raise RematchError(f"{where}: {key}: {getattr(self, key)!r}; it goes on from one with {before[key]!r}")
         if before and before["n_documents"] > self.n_documents:
@@ -129,7 +135,9 @@ class Memory:
                 if getattr(self, key):
                     raise RematchError(f"{where}: {key}: it goes on from 'memory_start', and has the networks of that")
         mac = self._new(job, seed) if start is None else load_memory(start, job.needs, job.hub)
-        examples = _examples(documents, self.reads)
+        examples = (
+            _beginnings(documents, mac.tokenizer) if self.query == "beginning" else _examples(documents, self.reads)
+        )
         runs: list[Training] = []
         for number, (of, recipe) in enumerate(recipes):
             checkpoint = job.out / f"checkpoint-{number}"
@@ -151,6 +159,7 @@ class Memory:
             "base_lm": self.base_lm,
             "quantize": self.quantize,
             "reads": self.reads,
+            "query": self.query,
             "n_documents": self.n_documents,
             # The same networks on the same stream: what was counted for the start holds.
             "stream_flops": before.get("stream_flops") or stream_flops(mac, stream),
@@ -189,12 +198,12 @@ class Memory:
 
     def _sizes(self, job: BaseJob) -> dict[str, Any]:
         """The fields of ``MACConfig``: lengths are the arena's, as for all that take part."""
-        where, lengths = f"bases.{job.name}: sizes", lengths_of(job.arena)
+        where, lengths = f"bases.{job.name}: sizes", lengths_of(job.arena, self.query == "beginning")
         known(MACConfig, self.sizes, where)
         for key in self.sizes:
             if key in lengths and not (key == "max_length" and self.reads):
                 raise RematchError(f"{where}: {key}: lengths are those of the arena: set them there")
-        return {**lengths, **self.sizes}
+        return {**lengths, "ends": self.query == "question", **self.sizes}
 
 
 def _examples(documents: Sequence[Document], reads: int) -> list[Example]:
@@ -205,6 +214,10 @@ def _examples(documents: Sequence[Document], reads: int) -> list[Example]:
         (document.text, document.pairs, index.prepended([pair.question for pair in document.pairs], reads))
         for document in documents
     ]
+
+
+def _beginnings(documents: Sequence[Document], tokenizer: Any) -> list[Example]:
+    return [(document.text, [prefix_pair(tokenizer, document.text)]) for document in documents]
 
 
 def train_on_sentences(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines.online import BM25
 from baselines.online.memory import PeakBytes
-from baselines.qa import em_strict
+from baselines.qa import QABatch, em_strict
 from methods.mac.bank import Policy
 from rematch.arena import Task
 from rematch.errors import RematchError, unknown
@@ -76,6 +76,9 @@ class MemoryPlayer(Player):
             batch_size=ask.batch_size,
             prompts=BM25(self.texts).prepended(questions, self.reads) if self.reads else None,
         )
+
+    def _nll(self, beginnings: Sequence[str], batch: QABatch) -> tuple[Tensor, Tensor]:
+        return self.mac.answer_nll(self.mac.aggregate(beginnings, group_size=self.options.group_size), batch)
 
     def _visible(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor | None:
         """The entries that each question may look at; None for all."""

@@ -1,8 +1,8 @@
 """What takes part: something that is told documents, one after another, and is then asked questions about them.
 
 A contender of the card is a few options; for a match it becomes a player. Here is what all players share, those that learn
-nothing, and what makes a player of a contender that is none (``Reader``); ``finetuning``, ``memory_player`` and ``retrieval``
-have the others.
+nothing, and what makes a player of a contender that is none (``Reader``); ``finetuning``, ``more_finetuning``, ``memory_player``
+and ``retrieval`` have the others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,28 @@ from torch import Tensor, nn
 
 from baselines.decoding import GREEDY, Beams
 from baselines.online.memory import PeakBytes, SavedBytes
-from baselines.qa import MAX_ANSWER, MAX_LENGTH, QAPair, em_strict, generate_answers, is_scorable
+from baselines.qa import (
+    MAX_ANSWER,
+    MAX_LENGTH,
+    QABatch,
+    QAPair,
+    answer_nll,
+    em_strict,
+    encode_pairs,
+    generate_answers,
+    is_scorable,
+    prefix_pair,
+)
 from rematch.arena import Task
 from rematch.flops import count_flops
 from rematch.play import Skip
 from workflows.mac.language_models import load_lm, max_length
+from workflows.mac.lengths import rest_lengths
 from workflows.mac.streams import Document
 from workflows.mac.world import question_key
+
+RESTS = 8
+"""Documents at once, of whose tokens the likelihood is taken."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class Costs:
 class Player:
     """The language model as it is: it is told nothing. The base of all players.
 
+    It was tuned on questions, but where the contender has no such base.
+
     Attributes:
         meta_flops: spent on training before the stream, on top of the language model's own.
         meta_texts: read in that training.
@@ -79,7 +96,8 @@ class Player:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        return load_lm(self.task.bases["qa_lm"], self.task.hub)
+        bases = self.task.bases
+        return load_lm(bases["qa_lm"] if "qa_lm" in bases else bases["lm"], self.task.hub)
 
     @property
     def lm(self) -> Any:
@@ -121,11 +139,15 @@ class Player:
         """
         raise Skip("what it read cannot be divided into groups")
 
-    def _generate(self, prompts: Sequence[str], max_length: int) -> list[str]:
-        """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer."""
+    def _generate(self, prompts: Sequence[str], max_length: int, lm: Any = None) -> list[str]:
+        """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer.
+
+        Args:
+            lm: another one that answers in its place.
+        """
         ask = self.asking
         return generate_answers(
-            self.lm,
+            self.lm if lm is None else lm,
             self.tokenizer,
             prompts,
             ask.max_new_tokens,
@@ -138,6 +160,21 @@ class Player:
     def networks(self) -> Sequence[Tensor]:
         """The weights that it needs beside those of the language model."""
         return []
+
+    def rest_nll(self, documents: Sequence[Document]) -> list[float]:
+        """The negative log-likelihood of documents behind their first tenth, in nats a token; the language model reads that tenth."""
+        pairs = [prefix_pair(self.tokenizer, document.text) for document in documents]
+        found: list[float] = []
+        for first in range(0, len(pairs), RESTS):
+            part = pairs[first : first + RESTS]
+            batch = encode_pairs(self.tokenizer, part, *rest_lengths(self.asking.max_document), end=False)
+            with torch.no_grad():
+                nll, n_tokens = self._nll([pair.question for pair in part], batch.to(self.lm.device))
+            found += (nll / n_tokens).tolist()
+        return found
+
+    def _nll(self, beginnings: Sequence[str], batch: QABatch) -> tuple[Tensor, Tensor]:
+        return answer_nll(self.lm, batch)
 
     def document_costs(self, document: Document) -> Costs:
         """What reading one more document takes, after what was read so far."""

@@ -40,6 +40,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "memory_none": {
         "n_documents": 64, "sizes": MAC_SIZES | {"aggregate": "none"}, "encoder_sizes": ENCODER, "recipe": RECIPE,
     },
+    "memory_text": {
+        "n_documents": 64, "sizes": MAC_SIZES,
+        "encoder_sizes": ENCODER, "recipe": RECIPE, "base_lm": "plain", "query": "beginning",
+    },
     "weights": WEIGHTS | {"n_documents": 64},
     "weights_fewer": WEIGHTS | {"n_documents": 32, "steps": 1},
 }  # fmt: skip

@@ -15,9 +15,14 @@ from typing import Any
 
 import sentencepiece
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -45,6 +50,8 @@ from test_hub_streams import (
 
 DISTILGPT2, GPT2, LLAMA = "distilbert/distilgpt2", "openai-community/gpt2", "meta-llama/Llama-2-7b-hf"
 T5_SMALL, T5_BASE = "google-t5/t5-small", "google-t5/t5-base"
+CONTRIEVER = "facebook/contriever"
+DPR_QUESTIONS, DPR_DOCUMENTS = "facebook/dpr-question_encoder-single-nq-base", "facebook/dpr-ctx_encoder-single-nq-base"
 OPENWEBTEXT = "Skylion007/openwebtext"
 N_ANCHORS = 5
 SQUAD_BOUNDS = tuple(BOUNDS)
@@ -126,12 +133,32 @@ def write_llama(mirror: Path, name: str = LLAMA) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def write_bert(mirror: Path, name: str, seed: int) -> None:
+    """An encoder of a retriever, with WordPiece."""
+    torch.manual_seed(seed)
+    folder = mirror / "models" / name
+    folder.mkdir(parents=True)
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(texts(), vocab_size=200, show_progress=False)
+    tokenizer.save_model(str(folder))
+    write(folder / "tokenizer_config.json", _settings(do_lower_case=True, model_max_length=512))
+    kinds = {CONTRIEVER: (BertConfig, BertModel), DPR_QUESTIONS: (DPRConfig, DPRQuestionEncoder)}
+    config_class, model_class = kinds.get(name, (DPRConfig, DPRContextEncoder))
+    config = config_class(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, initializer_range=0.2,
+    )  # fmt: skip
+    model_class(config).save_pretrained(folder)
+
+
 def write_models(mirror: Path) -> None:
     write_gpt2(mirror, DISTILGPT2, 0)
     write_gpt2(mirror, GPT2, 1, n_layers=1)
     write_t5(mirror, T5_SMALL, 2)
     write_t5(mirror, T5_BASE, 4)
     write_llama(mirror)
+    for seed, name in enumerate((CONTRIEVER, DPR_QUESTIONS, DPR_DOCUMENTS), start=5):
+        write_bert(mirror, name, seed)
 
 
 def tokenizers(mirror: Path) -> Iterator[tuple[str, Any]]:

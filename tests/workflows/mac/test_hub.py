@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.online import with_documents
 from rematch.errors import RematchError
 from workflows.mac import arena as room_module
 from workflows.mac import hub_sources as sources
 from workflows.mac.corpus import read_stream
 from workflows.mac.language_models import load_lm
 from workflows.mac.memory import load_memory, read_notes
+from workflows.mac.retrievers import HUB_IDS, load_retriever
 from workflows.mac.streams import read_documents, read_pairs
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -142,8 +144,9 @@ def play(room: Room, axis: str, name: str, level: Any) -> Any:
     """A match, with all metrics of the axis but retention: models of random weights retain nothing."""
     metrics = [each for each in CARD.metrics_of(CARD.axis(axis, room.tier), name) if each != "f1_retention"]
     task = room.task(axis, name, level, metrics=tuple(metrics))
-    if getattr(task.contender, "limit", None) is not None:
-        task = dataclasses.replace(task, contender=dataclasses.replace(task.contender, limit=LIMIT))
+    smaller = {"limit": LIMIT, "max_steps": 1}
+    fewer = {key: n for key, n in smaller.items() if getattr(task.contender, key, None) is not None}
+    task = dataclasses.replace(task, contender=dataclasses.replace(task.contender, **fewer))
     return task, room.arena().play(task)
 
 
@@ -176,6 +179,7 @@ def test_the_sizes_of_a_tier_fit_together(tier: str) -> None:
 def test_all_models_are_looked_for_first(tier: str) -> None:
     bases = options_at(tier)
     wanted = {options[key] for options in bases.values() for key in ("hub_id", "encoder") if options.get(key)}
+    wanted |= {model for options in bases.values() for model in HUB_IDS[options.get("retriever", "bm25")]}
     assert set(bases["corpus"]["later_models"]) == wanted
 
 
@@ -257,6 +261,50 @@ def test_a_step_of_the_reader_reads_the_retrieved_documents(paper: Room) -> None
     assert reader["train_bytes"][""] > 1.5 * plain["train_bytes"][""]
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("contriever", ("BertModel", "BertModel", "mean")),
+        ("dpr", ("DPRQuestionEncoder", "DPRContextEncoder", "pooler")),
+    ],
+)
+def test_a_reader_reads_what_its_retriever_finds(
+    paper: Room, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kinds: tuple[str, ...]
+) -> None:
+    tuned: list[Any] = []
+
+    def tune(model: Any, tokenizer: Any, pairs: Any, *args: Any, **options: Any) -> Any:
+        tuned.extend(pairs)
+        raise InterruptedError
+
+    monkeypatch.setattr("workflows.mac.language_models.qa_tune", tune)
+    with pytest.raises(InterruptedError):
+        dataclasses.replace(paper, folder=tmp_path).build_anew(f"reader_lm_{name}", None, 0)
+    documents = read_documents(paper.build("streams")[0] / "train.jsonl")
+    index: Any = load_retriever(name, paper.hub)([document.text for document in documents])
+    encoders = index._retriever
+    assert (
+        type(encoders.questions.model).__name__,
+        type(encoders.documents.model).__name__,
+        encoders.documents.pooling,
+    ) == kinds
+    assert tuned == with_documents(index, [pair for document in documents for pair in document.pairs], 5)
+    words = load_retriever("bm25", None)([document.text for document in documents])
+    assert tuned != with_documents(words, [pair for document in documents for pair in document.pairs], 5)
+    monkeypatch.undo()
+    player = paper.task("ablation", name, N_READ).contender.player(paper.task("ablation", name, N_READ), None, False)
+    assert player.lm.name_or_path == str(paper.build(f"reader_lm_{name}")[0])
+    player.adapt(documents[:2])
+    assert player.index.documents == [document.text for document in documents[:2]]
+    player.adapt(documents[2:])
+    assert player.index.documents == index.documents
+
+
+def test_a_retriever_that_is_none() -> None:
+    with pytest.raises(RematchError, match="unknown retriever 'bm52'; allowed: bm25, contriever, dpr"):
+        load_retriever("bm52", None)
+
+
 def test_camels_is_held_to_the_anchors(paper: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, tokenizer = load_lm(paper.build("lm")[0], paper.hub)
     texts = []
@@ -322,7 +370,8 @@ def test_every_match(rooms: dict[str, Room], tier: str, axis: str, name: str) ->
     hashes = set()
     for level in LEVELS.get(axis, spec.levels):
         task, outcome = play(room, axis, name, level)
-        assert {m.metric for m in outcome.measurements} == set(task.metrics)
+        assert {m.metric for m in outcome.measurements} == set(task.metrics) - set(outcome.undefined)
+        assert bool(outcome.undefined) == name.startswith("text_")
         for m in outcome.measurements:
             assert math.isfinite(m.value)
             assert CARD.spec.metrics[m.metric].scale != "log" or m.value > 0
@@ -330,7 +379,7 @@ def test_every_match(rooms: dict[str, Room], tier: str, axis: str, name: str) ->
                 assert m.items is not None
                 assert len(m.items) == outcome.notes["questions"] > 0
         assert len(outcome.data_hash) == 16
-        assert outcome.train_flops > 0
+        assert (outcome.train_flops > 0) == (name not in ("text_none", "text_uniform"))  # a model of the hub as it is
         assert outcome.samples_seen > 0
         hashes.add(outcome.data_hash)
         if spec.budget is not None:
@@ -397,7 +446,10 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("tier", "missing"),
     [
-        *(("paper", f"models/{name}") for name in (mac_mirror.DISTILGPT2, mac_mirror.T5_BASE, mac_mirror.GPT2)),
+        *(
+            ("paper", f"models/{name}")
+            for name in (mac_mirror.DISTILGPT2, mac_mirror.T5_BASE, mac_mirror.GPT2, mac_mirror.DPR_DOCUMENTS)
+        ),
         *(("paper", f"datasets/{name}") for name in (sources.SQUAD, sources.CAMELS, mac_mirror.OPENWEBTEXT)),
         *(("real", missing) for missing in (f"models/{mac_mirror.T5_SMALL}", f"datasets/{sources.SQUAD}")),
     ],

@@ -60,7 +60,7 @@ def test_tuning_starts_from_it_and_stays_the_best(room: Any) -> None:
 
 def test_the_reader_is_tuned_on_documents_before_questions(room: Any, streams: Path) -> None:
     documents = read_stream(streams, VALIDATION)
-    pairs = _retrieved(streams, "streams/validation", 2)
+    pairs = _retrieved(streams, "streams/validation", 2, BM25)
     index = BM25([document.text for document in documents])
     asked = [pair for document in documents for pair in document.pairs]
     assert [pair.answer for pair in pairs] == [pair.answer for pair in asked]
