@@ -22,6 +22,7 @@ from transformers import (
 
 from rematch.errors import RematchError, unknown
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4"]
 """4-bit normal floats (QLoRA's), multiplied in bfloat16, without double quantization (official code)."""
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -46,9 +47,9 @@ class Sampling:
         max_new_tokens: at most, the stop token included.
     """
 
-    temperature: float = 0.7
-    top_p: float = 1.0
-    max_new_tokens: int = 1024
+    temperature: NonNegativeFloat = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 1024
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:

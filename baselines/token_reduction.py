@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ class TokenReduction:
     """
 
     ratio: float = 0.2
-    n_sites: int = 4
+    n_sites: PositiveInt = 4
     model: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -29,8 +29,9 @@ from rematch.card_models import (
     ReportedGap,
 )
 from rematch.errors import RematchError, unknown
+from rematch.fields import Classes, Fields
 from rematch.reading import parse_yaml, relative, validate
-from rematch.source import Fields, class_fields, class_literal
+from rematch.source import class_literal
 
 REPORTED_COLUMNS = (
     "paper", "table", "axis", "dataset", "setting", "contender", "metric", "value", "unit", "higher_is_better", "source",
@@ -53,6 +54,7 @@ class Card:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
+        self._classes = Classes(root)
         self.path = folder / "card.yaml"
         self.spec = _parse(self.path, CardFile)
         self.reported = self._in_our_terms(_read_reported(folder / "reported.csv", root))
@@ -135,21 +137,21 @@ class Card:
         spec = self.spec
         if spec.paper != self.folder.name:
             raise RematchError(f"{self.where}: paper: '{spec.paper}' must be the folder's name, '{self.folder.name}'")
-        arena = self._fields(f"{self.arena_module}:{self.ARENA_CLASS}", "arena")
+        arena = self._classes.fields(f"{self.arena_module}:{self.ARENA_CLASS}", f"{self.where}: arena")
         produced = class_literal(self.root, self.arena_module, self.ARENA_CLASS, "METRICS")
         for name in spec.metrics:
             if name not in produced:
                 raise unknown("metric (no arena produces it)", name, produced, f"{self.where}: metrics")
         for name, base in spec.bases.items():
             where = f"{self.where}: bases.{name}"
-            self._options(base.use, base.options, where)
+            self._classes.fields(base.use, f"{where}.use").check(base.options, f"{where}.options")
             _known("base", base.needs, spec.bases, f"{where}.needs")
             if not base.seeded and (base.per_share or any(spec.bases[n].seeded for n in base.needs)):
                 raise RematchError(f"{where}.seeded: a base without seed can need only bases without seed, at no share")
         self._check_cycles()
         for name, contender in spec.contenders.items():
             where = f"{self.where}: contenders.{name}"
-            self._options(contender.use, contender.options, where)
+            self._classes.fields(contender.use, f"{where}.use").check(contender.options, f"{where}.options")
             _known("base", contender.bases, spec.bases, f"{where}.bases")
         for name, metric in spec.metrics.items():
             _known("contender", metric.of or [], spec.contenders, f"{self.where}: metrics.{name}.of")
@@ -230,11 +232,11 @@ class Card:
         arena.check_complete(entry.arena, f"{where}.arena")
         for what in ("bases", "contenders"):
             table = getattr(self.spec, what)
-            for name, options in getattr(entry, what).items():
-                _known(what[:-1], [name], table, f"{where}.{what}")
-                self._options(table[name].use, options, f"{where}.{what}.{name}")
+            given = getattr(entry, what)
+            _known(what[:-1], given, table, f"{where}.{what}")
             for name, spec in table.items():
-                fields = self._fields(spec.use, f"{self.where}: {what}.{name}.use")
+                fields = self._classes.fields(spec.use, f"{self.where}: {what}.{name}.use")
+                fields.check(given.get(name, {}), f"{where}.{what}.{name}")
                 fields.check_complete(self.options(what, name, tier), f"{where}.{what}.{name}")
         for name, narrow in entry.axes.items():
             _known("axis", [name], self.spec.axes, f"{where}.axes")
@@ -266,12 +268,6 @@ class Card:
 
         for name in self.spec.bases:
             visit(name, ())
-
-    def _fields(self, use: str, where: str) -> Fields:
-        return class_fields(self.root, use, f"{self.where}: {where}" if ":" not in where else where)
-
-    def _options(self, use: str, options: Options, where: str) -> None:
-        self._fields(use, f"{where}.use").check(options, f"{where}.options")
 
     def _reported_value(self, claim_id: str, gap: ReportedGap, contender: str) -> float:
         wanted = {"contender": contender, "metric": gap.metric}

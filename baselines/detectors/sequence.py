@@ -14,10 +14,11 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -62,8 +63,8 @@ class SequenceDetector(BaseEstimator):
         calibration_: slope and intercept of Platt scaling, None before ``calibrate``.
     """
 
-    max_length: int = 512
-    inference_batch_size: int = 32
+    max_length: PositiveInt = 512
+    inference_batch_size: PositiveInt = 32
     model: Any = field(default=None, init=False, repr=False)
     tokenizer: Any = field(default=None, init=False, repr=False)
     calibration_: tuple[float, float] | None = field(default=None, init=False, repr=False)
@@ -392,11 +393,11 @@ class TrainedDetector(SequenceDetector):
     """
 
     finetune: bool = True
-    learning_rate: float = 2e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    epochs: float = 1.0
-    batch_size: int = 1
+    learning_rate: PositiveFloat = 2e-5
+    weight_decay: NonNegativeFloat = 0.01
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    epochs: NonNegativeFloat = 1.0
+    batch_size: PositiveInt = 1
     seed: int = 0
 
     training_flops_: float = field(default=0.0, init=False, repr=False)

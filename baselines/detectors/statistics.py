@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ ROUNDING = 1e-9
 PERTURBED = "perturbed"
 REGENERATED = "regenerated"
 
-_RESAMPLING = {
+Statistic = Literal[
+    "log_likelihood", "rank", "log_rank", "entropy", "lrr", "fast_detectgpt", "detectgpt", "npr", "dna_gpt"
+]
+_RESAMPLING: dict[Statistic, str | None] = {
     "log_likelihood": None,
     "rank": None,
     "log_rank": None,
@@ -269,7 +272,7 @@ class Passes(NamedTuple):
 class ZeroShot:
     """A score of texts by one statistic, higher = more likely generated; the formulas are those of ``score``."""
 
-    statistic: str
+    statistic: Statistic
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,6 +70,11 @@ class Objective(Protocol):
         """The same rows before they were encoded, in the same order, for TRL."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Of rows and settings: what tells a run that minimises it from others (``digest_of``)."""
+        ...
+
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """The share of a batch in its step's loss, a scalar.
 
@@ -76,6 +84,18 @@ class Objective(Protocol):
             totals: of the step, which may be taken in several batches.
         """
         ...
+
+
+def digest_of(rows: Sequence[Encoded], reference: Tensor | None = None, settings: Sequence[float] = ()) -> str:
+    """The SHA-256 of an objective: its rows, the reference model's margins, and numbers such as weights."""
+    digest = hashlib.sha256(repr((len(rows), tuple(settings))).encode())
+    for row in rows:
+        digest.update(repr([len(ids) for ids in row.sequences]).encode())
+        digest.update(np.concatenate([np.array(ids, np.int64) for ids in row.sequences]).tobytes())
+        digest.update(row.reads.tobytes())
+    if reference is not None:
+        digest.update(reference.detach().double().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sft_loss(log_probs: Tensor, batch: Batch, n_counted: int) -> Tensor:
@@ -100,6 +120,11 @@ class SFTObjective:
         self.rows: Sequence[Encoded] = [encode_example(example) for example in examples]
         self.data: Data = examples
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the examples."""
+        return digest_of(self.rows)
+
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """L_SFT."""
         return sft_loss(log_probs, batch, totals.counted)
@@ -119,6 +144,11 @@ class DPOObjective:
         self.rows: Sequence[Encoded] = [encode_pair(pair) for pair in pairs]
         self.reference, self.beta = reference, beta
         self.data: Data = Preferences(pairs, reference.tolist(), beta)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of pairs, reference and beta."""
+        return digest_of(self.rows, self.reference, (self.beta,))
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """The DPO loss."""

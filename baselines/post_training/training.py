@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from baselines.checkpoints import resume, save
@@ -27,8 +28,6 @@ from rematch.errors import RematchError, unknown
 
 SCHEDULES = ("linear", "cosine")
 TRAINERS = ("own", "trl")
-CHUNK = 50
-"""Batches within which rows are sorted by length."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,24 @@ class Recipe:
         schedule: how it falls to 0 afterwards: ``linear`` or ``cosine``.
         clip: largest norm of the gradient.
         weight_decay: AdamW's.
-        by_length: batches of rows about as long as each other, for less padding.
         micro_batch_size: rows in a forward pass, for less memory; the whole step's where None. Changes no gradient.
         checkpoint_every: steps between checkpoints, 0 for none but the last.
         trainer: ``own``, or ``trl``: its SFTTrainer or DPOTrainer, which runs two sequences a pair and every sequence whole.
         processes: of accelerate, which share each step's rows, each on a GPU of its own where there are some; ``trl`` only.
     """
 
-    learning_rate: float = 1e-5
-    batch_size: int = 64
-    epochs: int = 1
-    steps: int | None = None
-    warmup: float = 0.1
+    learning_rate: PositiveFloat = 1e-5
+    batch_size: PositiveInt = 64
+    epochs: NonNegativeInt = 1
+    steps: NonNegativeInt | None = None
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     schedule: Literal["linear", "cosine"] = "linear"
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    by_length: bool = True
-    micro_batch_size: int | None = None
-    checkpoint_every: int = 0
+    clip: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    micro_batch_size: PositiveInt | None = None
+    checkpoint_every: NonNegativeInt = 0
     trainer: Literal["own", "trl"] = "own"
-    processes: int = 1
+    processes: PositiveInt = 1
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -119,22 +116,21 @@ class Training:
         return sum(tail) / len(tail) if tail else math.nan
 
 
-def schedule_batches(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[list[int]]:
-    """The rows of every step. Each pass over the rows is a new permutation; its last batch may be smaller."""
-    if not len(lengths):
+def schedule_batches(n_rows: int, recipe: Recipe, seed: int) -> list[list[int]]:
+    """The rows of every step. Each pass over the rows is a new permutation; its last batch may be smaller.
+
+    Rows are not sorted by length, which would save padding: a pair of a wrong attempt is longer than one of a right attempt, and
+    batches would hold the one or the other.
+    """
+    if not n_rows:
         raise RematchError("there are no rows to train on")
     rng = np.random.default_rng([seed, *b"order"])
     size = recipe.batch_size
+    wanted = -(-n_rows // size) * recipe.epochs if recipe.steps is None else recipe.steps
     batches: list[list[int]] = []
-    per_epoch = -(-len(lengths) // size)
-    wanted = per_epoch * recipe.epochs if recipe.steps is None else recipe.steps
     while len(batches) < wanted:
-        order = rng.permutation(len(lengths))
-        if recipe.by_length:
-            chunks = [order[i : i + CHUNK * size] for i in range(0, len(order), CHUNK * size)]
-            order = np.concatenate([c[np.argsort(np.asarray(lengths)[c], kind="stable")] for c in chunks])
-        epoch = [order[i : i + size].tolist() for i in range(0, len(order), size)]
-        batches += [epoch[i] for i in rng.permutation(len(epoch))] if recipe.by_length else epoch
+        order = rng.permutation(n_rows).tolist()
+        batches += [order[i : i + size] for i in range(0, n_rows, size)]
     return batches[:wanted]
 
 
@@ -146,11 +142,10 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
 def steps_for_flops(model: Any, objective: Objective, flops: float, recipe: Recipe, seed: int) -> int:
     """How many steps ``train`` takes with this recipe and seed until it is nearest to a number of FLOPs, at least one."""
     costs, spent, steps = transformer_flops(model), 0, 0
-    lengths = [row.length for row in objective.rows]
-    per_epoch = -(-len(lengths) // recipe.batch_size)
-    wanted = 64 * per_epoch
+    n_rows = len(objective.rows)
+    wanted = 64 * -(-n_rows // recipe.batch_size)
     while True:
-        batches = schedule_batches(lengths, with_steps(recipe, wanted), seed)
+        batches = schedule_batches(n_rows, with_steps(recipe, wanted), seed)
         for batch in batches[steps:]:
             cost = step_flops(costs, objective, batch, recipe, model.device.type)
             if spent + cost / 2 > flops:
@@ -180,8 +175,8 @@ def train(
             refuse (see ``trl_training.train_by_trl``).
     """
     check_lengths(model, objective.rows)
-    batches = schedule_batches([row.length for row in objective.rows], recipe, seed)
-    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "rows": len(objective.rows)}, sort_keys=True)
+    batches = schedule_batches(len(objective.rows), recipe, seed)
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "objective": objective.digest}, sort_keys=True)
     if recipe.trainer == "trl":
         from baselines.post_training.trl_training import train_by_trl  # takes seconds to import
 

@@ -210,7 +210,7 @@ def make_trainer(
         folder: where checkpoints go.
         save: whether there are any.
     """
-    batches = schedule_batches(_lengths(data), recipe, seed)
+    batches = schedule_batches(len(data.pairs) if isinstance(data, Preferences) else len(data), recipe, seed)
     n_passes = passes_of(recipe)
     options: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": len(batches), "seed": seed, "max_grad_norm": recipe.clip,
@@ -280,12 +280,6 @@ def _columns(data: Data) -> list[dict[str, Any]]:
         }
         for p, margin in zip(data.pairs, data.reference, strict=True)
     ]  # fmt: skip
-
-
-def _lengths(data: Data) -> list[int]:
-    """Of the rows, as ``Encoded.length`` has it: the last token is followed by nothing."""
-    n_rows = len(data.pairs) if isinstance(data, Preferences) else len(data)
-    return [max(length for length, _ in tokens_of(data, index)) - 1 for index in range(n_rows)]
 
 
 def _parts(

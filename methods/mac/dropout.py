@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from methods.mac.batches import Batch
@@ -45,7 +46,7 @@ class BackpropDropout:
             expectation is (1 - p) times the full gradient's; the other networks' gradients are exact either way.
     """
 
-    p: float = 0.0
+    p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mode: Literal["prefix", "bernoulli"] = "prefix"
     rescale: bool = False
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from baselines.checkpoints import resume, save
@@ -53,17 +54,17 @@ class Recipe:
         checkpoint_every: steps between checkpoints, 0 for none.
     """
 
-    steps: int
-    documents: int | Sequence[tuple[int, int]]
-    learning_rate: float
-    banks: int = 1
-    encoder_rate: float = 1.0
-    warmup: float = 0.01
-    clip: float = 100.0
-    accumulation: int = 1
+    steps: NonNegativeInt
+    documents: PositiveInt | Sequence[tuple[NonNegativeInt, PositiveInt]]
+    learning_rate: PositiveFloat
+    banks: PositiveInt = 1
+    encoder_rate: NonNegativeFloat = 1.0
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.01
+    clip: PositiveFloat = 100.0
+    accumulation: PositiveInt = 1
     dropout: BackpropDropout = field(default_factory=BackpropDropout)
-    hierarchy_aware: float = 0.0
-    checkpoint_every: int = 0
+    hierarchy_aware: Annotated[float, Field(ge=0, le=1)] = 0.0
+    checkpoint_every: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.documents, int) and 0 not in dict(self.documents):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from baselines.detectors import texts as rows
@@ -38,10 +39,10 @@ class ReMoDetector(TrainedDetector):
     """
 
     preset: Literal["paper", "official"] = "paper"
-    beta1: float | None = None
-    beta2: float | None = None
-    lam: float | None = None
-    score_penalty: float | None = None
+    beta1: NonNegativeFloat | None = None
+    beta2: NonNegativeFloat | None = None
+    lam: NonNegativeFloat | None = None
+    score_penalty: NonNegativeFloat | None = None
     normalise: Literal["sum", "mean3"] | None = None
     replay_reduction: Literal["mean", "sum"] | None = None
 

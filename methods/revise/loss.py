@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from baselines.post_training.batches import Batch, Encoded, Ids, Pair, encode_pair
-from baselines.post_training.objectives import Data, Preferences, Totals, dpo_loss, sft_loss
+from baselines.post_training.objectives import Data, Preferences, Totals, digest_of, dpo_loss, sft_loss
 from rematch.errors import RematchError
 
 BETA = 0.1
@@ -31,8 +32,8 @@ BETA = 0.1
 class LossWeights:
     """w_pref and w_sft."""
 
-    preference: float = 1.0
-    sft: float = 0.1
+    preference: NonNegativeFloat = 1.0
+    sft: NonNegativeFloat = 0.1
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(w) and w >= 0 for w in (self.preference, self.sft)) or not self.preference + self.sft:
@@ -96,6 +97,11 @@ class ReviseObjective:
                 )
         reference = [0.0] * len(self.pairs) if self.reference is None else self.reference.tolist()
         return Preferences(self.pairs, reference, self.beta, (self.weights.preference, self.weights.sft))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of pairs, reference, weights and beta."""
+        return digest_of(self.rows, self.reference, (self.weights.preference, self.weights.sft, self.beta))
 
     def loss(self, log_probs: Tensor, batch: Batch, indices: Tensor, totals: Totals) -> Tensor:
         """L of a batch's share in its step."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,7 +59,7 @@ class Simba:
     reduce: Literal["max", "l2", "mean_abs"] = "max"
     signed: bool = False
     project: bool = False
-    prune_every: int = 1
+    prune_every: PositiveInt = 1
     merge: bool = False
     seed: int = 0
     model: Any = field(default=None, init=False, repr=False)

@@ -173,7 +173,7 @@ MISTAKES = {
     ),
     "option outside its choices": (
         put("tiers", "mini", "contenders", value={"plain": {"mode": "fsat"}}),
-        f"{CARD}: tiers.mini.contenders.plain.options.mode: must be one of fast, slow, not 'fsat' (baselines.plain:Plain)",
+        f"{CARD}: tiers.mini.contenders.plain.mode: must be one of fast, slow, not 'fsat' (baselines.plain:Plain)",
     ),
     "option of the arena of the wrong type": (
         put("tiers", "mini", "arena", value={"n_items": 2.5}),

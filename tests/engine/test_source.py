@@ -1,11 +1,11 @@
-"""What the engine reads off source files without importing them: imports, digests, fields, and what an option may be."""
+"""What the engine reads off source files without importing them: imports, digests and literals."""
 
 from __future__ import annotations
 
 import pytest
 
 from rematch.errors import RematchError
-from rematch.source import class_fields, class_literal, imported_modules, source_digest
+from rematch.source import class_literal, imported_modules, source_digest
 
 FILES = {
     "methods/__init__.py": "",
@@ -79,25 +79,6 @@ def test_a_body_of_nothing_but_words_stays_a_body(root):
     assert source_digest(root, "baselines.plain") == before
 
 
-def test_fields_are_inherited_across_modules(root):
-    assert class_fields(root, "methods.good:Good", "here").annotations == {"slope": "float", "gain": "float"}
-
-
-def test_fields_of_a_class_that_a_package_exports_under_another_name(root):
-    assert class_fields(root, "methods.packed:Renamed", "here").annotations == {"size": "int"}
-
-
-def test_what_is_no_option_is_no_field(root):
-    (root / "methods/odd.py").write_text(
-        "from torch.nn import Module\n\nclass Odd(Module):\n    KIND: ClassVar[str] = 'x'\n    _private: int = 1\n"
-        "    made: list = field(init=False, default_factory=list)\n    size: int\n    many: list = field(default_factory=list)\n",
-        encoding="utf-8",
-    )
-    fields = class_fields(root, "methods.odd:Odd", "here")
-    assert set(fields.annotations) == {"size", "many"}
-    assert fields.required == {"size"}
-
-
 def test_a_literal_is_read_without_running_anything(root):
     (root / "methods/arena.py").write_text(
         "raise SystemExit\nclass Arena:\n    METRICS = ('a', 'b')\n", encoding="utf-8"
@@ -108,32 +89,3 @@ def test_a_literal_is_read_without_running_anything(root):
         RematchError, match=r"^methods/arena\.py: class Arena needs METRICS, a literal tuple of strings$"
     ):
         class_literal(root, "methods.arena", "Arena", "METRICS")
-
-
-NAN = float("nan")
-
-
-@pytest.mark.parametrize(
-    ("annotation", "good", "bad"),
-    [
-        ("int", [1, 0, -3], [1.0, True, "1", None, [1]]),
-        ("float", [1, 0.5], [True, "0.5", None]),
-        ("bool", [True, False], [0, 1, "true"]),
-        ("str", ["", "text"], [1, None]),
-        ("int | None", [None, 3], [0.5, "3"]),
-        ("Literal['fast', 'slow']", ["fast"], ["quick", None, 1]),
-        ("Literal['all'] | int", ["all", 3], ["some", 0.5]),
-        ("tuple[int, ...]", [[1, 2]], ["12", 1]),
-        ("list[str] | str", ["a", ["a"]], [1]),
-        ("dict[str, int]", [{"a": 1}], [[1]]),
-        ("torch.dtype", ["float32"], []),
-    ],
-)
-def test_an_option_must_fit_the_annotation(root, annotation, good, bad):
-    (root / "methods/typed.py").write_text(f"class Typed:\n    x: {annotation}\n", encoding="utf-8")
-    fields = class_fields(root, "methods.typed:Typed", "here")
-    for value in good:
-        fields.check({"x": value}, "card")
-    for value in bad:
-        with pytest.raises(RematchError, match=r"^card\.x: must be .*, not .* \(methods\.typed:Typed\)$"):
-            fields.check({"x": value}, "card")

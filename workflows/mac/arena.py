@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines import qa
 from baselines.decoding import GREEDY, OFFICIAL_BEAMS
-from baselines.qa import is_scorable
 from rematch.arena import Measurement, Outcome, Task, Undefined, measure
 from rematch.errors import RematchError, unknown
 from workflows.mac.corpus import MAIN, VALIDATION, read_stream, stream_path
-from workflows.mac.players import Asking, Player, player_of
+from workflows.mac.lengths import MAX_ANSWER, MAX_DOCUMENT, MAX_LENGTH
+from workflows.mac.players import Asking, Player, asked_of, player_of
 from workflows.mac.streams import Document
 
 SCORES = {"em_prefix": qa.em_prefix, "em_strict": qa.em_strict, "f1": qa.f1}
@@ -40,7 +41,7 @@ class Arena:
     """Lets one player read a stream and scores its answers.
 
     What the level is depends on the axis: ``flops_matched`` a share of what MAC's networks spend on the stream,
-    ``data_efficiency`` the documents that MAC and CaMeLS were meta-trained on, ``ood`` a stream, ``memory_time`` and
+    ``data_efficiency`` the documents that MAC and CaMeLS had at hand to be meta-trained on, ``ood`` a stream, ``memory_time`` and
     ``ablation`` how many documents of the main stream are read.
 
     Attributes:
@@ -48,6 +49,7 @@ class Arena:
         probes: after how many further documents, 0 for right after them; those beyond the stream are at its end,
             where they are put in any case.
         n_timed: documents and questions that are timed.
+        small_memories: documents of the groups that the stream is divided into for the sanity gates; see ``em_small``.
         max_new_tokens, batch_size, max_length, max_answer, max_document: see ``players.Asking``.
         beams: ``greedy``, or ``official``: the diverse beam search of the released evaluation.
         stream: ``main``; ``validation`` for choosing learning rates, never for what is reported.
@@ -55,18 +57,19 @@ class Arena:
 
     METRICS: ClassVar[tuple[str, ...]] = (
         "em_prefix", "em_strict", "f1", "first_f1", "first_em", "f1_retention", "attention_mass", "learning_curve",
-        "meta_flops", "train_bytes", "bytes_per_document", "saved_bytes", "kept_bytes", "bytes_per_question", "seconds_per_document",
-        "seconds_per_question", "stream_flops",
+        "em_small", "meta_flops", "meta_texts", "train_bytes", "bytes_per_document", "network_bytes", "bytes_in_all", "saved_bytes",
+        "kept_bytes", "bytes_per_question", "seconds_per_document", "seconds_per_question", "stream_flops",
     )  # fmt: skip
 
-    n_first: int = 16
-    probes: list[int] = field(default_factory=lambda: [0, 16, 48, 112])
-    n_timed: int = 32
-    max_new_tokens: int = 3
-    batch_size: int = 64
-    max_length: int = 32
-    max_answer: int = 8
-    max_document: int = 64
+    n_first: PositiveInt = 16
+    probes: list[NonNegativeInt] = field(default_factory=lambda: [0, 16, 48, 112])
+    n_timed: PositiveInt = 32
+    small_memories: list[PositiveInt] = field(default_factory=lambda: [4, 16])
+    max_new_tokens: PositiveInt = 3
+    batch_size: PositiveInt = 64
+    max_length: int = MAX_LENGTH
+    max_answer: int = MAX_ANSWER
+    max_document: int = MAX_DOCUMENT
     beams: Literal["greedy", "official"] = "greedy"
     stream: Literal["main", "validation"] = "main"
 
@@ -81,7 +84,7 @@ class Arena:
         player = match.player
         return Outcome(
             measurements=measurements,
-            flops=player.own_flops if task.axis == "flops_matched" else float("nan"),
+            flops=match.own_flops if task.axis == "flops_matched" else float("nan"),
             flops_target=match.target,
             train_flops=player.meta_flops
             + sum(info.train_flops for name, info in task.base_info.items() if name in LANGUAGE_MODELS),
@@ -115,9 +118,8 @@ class _Match:
         self.player: Player = player_of(task, self.asking, self.counting)
         self.target: float | None = None
         self.documents = self._documents()
-        asked = [(place, pair) for place, document in enumerate(self.documents) for pair in document.pairs]
-        kept = [(place, pair) for place, pair in asked if is_scorable(pair.answer)]
-        self.n_unscorable = len(asked) - len(kept)
+        kept = asked_of(self.documents)
+        self.n_unscorable = sum(len(document.pairs) for document in self.documents) - len(kept)
         self.gold = [place for place, _ in kept]
         self.pairs = [pair for _, pair in kept]
 
@@ -185,6 +187,12 @@ class _Match:
         self.target = self.task.share * sum(spent.values())
         self.player.adapt_within(self.documents, self.target)
 
+    @property
+    def own_flops(self) -> float:
+        """What the player spent on the stream, and on looking up what all questions need."""
+        self.answers  # noqa: B018 - reads the stream
+        return self.player.own_flops([pair.question for pair in self.pairs], self.gold)
+
     # -- metrics: answers ---------------------------------------------------------------------------------------------
 
     def _scored(self, metric: str) -> Iterator[Measurement]:
@@ -246,6 +254,23 @@ class _Match:
         items = mass.mean(1).tolist()
         yield Measurement("attention_mass", float(np.mean(items)), items=items)
 
+    def em_small(self) -> Iterator[Measurement]:
+        """Strict exact match where a question looks at the ``memory=K`` documents of its group only; the whole value is
+        that of the largest groups. Documents that make no full group are left out.
+
+        Raises:
+            Undefined: the stream is shorter than the smallest group.
+        """
+        sizes = [size for size in sorted(self.arena.small_memories) if size <= len(self.documents)]
+        if not sizes:
+            raise Undefined(f"no group of {self.arena.small_memories} documents in a stream of {len(self.documents)}")
+        self.answers  # noqa: B018 - reads the stream
+        items: list[float] = []
+        for size in sizes:
+            items = self.player.right_in_groups(self.documents[: len(self.documents) // size * size], size)
+            yield Measurement("em_small", float(np.mean(items)), f"memory={size}", items)
+        yield Measurement("em_small", float(np.mean(items)), items=items)
+
     def learning_curve(self) -> Iterator[Measurement]:
         """Meta-training loss in nats a token by step; the whole value is the last."""
         curve = self.player.notes["curve"]
@@ -259,9 +284,14 @@ class _Match:
         """FLOPs of training before the stream, the language model's left out."""
         yield Measurement("meta_flops", self.player.meta_flops)
 
+    def meta_texts(self) -> Iterator[Measurement]:
+        """Texts read in that training, a text as often as it was read."""
+        yield Measurement("meta_texts", float(self.player.meta_texts))
+
     def train_bytes(self) -> Iterator[Measurement]:
-        """Bytes that a batch of meta-training keeps for the backward pass."""
-        yield Measurement("train_bytes", float(self.player.notes["train_bytes"]))
+        """Bytes that a batch of meta-training keeps for the backward pass; the slices are those of ``memory.step_bytes``."""
+        for name, value in self.player.notes["train_bytes"].items():
+            yield Measurement("train_bytes", float(value), name)
 
     def stream_flops(self) -> Iterator[Measurement]:
         """FLOPs of reading the stream and answering all of its questions."""
@@ -270,10 +300,24 @@ class _Match:
 
     @cached_property
     def _document_costs(self) -> Any:
+        self.answers  # noqa: B018 - reads the stream
         return self.player.document_costs(self.documents[0])
 
     def bytes_per_document(self) -> Iterator[Measurement]:
+        """With everything read."""
         yield Measurement("bytes_per_document", float(self._document_costs.peak))
+
+    @cached_property
+    def _network_bytes(self) -> float:
+        return float(sum(tensor.nbytes for tensor in self.player.networks()))
+
+    def network_bytes(self) -> Iterator[Measurement]:
+        """Of what the player needs beside the language model."""
+        yield Measurement("network_bytes", self._network_bytes)
+
+    def bytes_in_all(self) -> Iterator[Measurement]:
+        """Those of a document and those networks."""
+        yield Measurement("bytes_in_all", self._document_costs.peak + self._network_bytes)
 
     def saved_bytes(self) -> Iterator[Measurement]:
         yield Measurement("saved_bytes", float(self._document_costs.saved))

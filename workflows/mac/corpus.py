@@ -10,14 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
 from rematch.hub_models import check_model
-from workflows.mac.hub_sources import anchor_texts
+from workflows.mac.hub_sources import Dataset, anchor_texts
 from workflows.mac.hub_streams import evaluation_stream, load_splits, stream
 from workflows.mac.streams import Document, Splits, read_documents, read_pairs, write_documents, write_pairs
 from workflows.mac.world import Style, World
@@ -49,15 +50,15 @@ class Corpus:
             named before anything is trained.
     """
 
-    n_names: int = 640
-    n_documents: int = 4096
-    n_validation: int = 256
-    dataset: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    n_names: PositiveInt = 640
+    n_documents: PositiveInt = 4096
+    n_validation: PositiveInt = 256
+    dataset: Dataset | Literal[""] = ""
+    options: Annotated[dict[str, Any], load_splits] = field(default_factory=dict)
     anchors: str = ""
-    n_anchors: int = 10000
+    n_anchors: PositiveInt = 10000
     later_models: list[str] = field(default_factory=list)
-    later_datasets: list[str] = field(default_factory=list)
+    later_datasets: list[Dataset] = field(default_factory=list)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``documents``, ``qa_train`` and ``qa_validation``; of the generated world also its tokenizer.
@@ -108,12 +109,12 @@ class Streams:
         options: of ``load_splits``: ``limits``, ``deduplicate``, ``scale``.
     """
 
-    n_train: int = 8192
-    n_validation: int = 64
-    n_stream: int = 128
-    dataset: str = ""
-    others: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    n_train: PositiveInt = 8192
+    n_validation: PositiveInt = 64
+    n_stream: PositiveInt = 128
+    dataset: Dataset | Literal[""] = ""
+    others: list[Dataset] = field(default_factory=list)
+    options: Annotated[dict[str, Any], load_splits] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``train`` and a file for each stream.
@@ -133,10 +134,10 @@ class Streams:
             }
             if 2 * self.n_stream <= len(splits.test):
                 streams[LONG] = stream(splits.test, 2 * self.n_stream, seed)
-            for name in self.others:
-                other = _load(job, name, self.options, seed)
-                notes[name] = dict(other.dropped)
-                streams[name] = self._evaluation(job, name, other)
+            for dataset in self.others:
+                other = _load(job, dataset, self.options, seed)
+                notes[dataset] = dict(other.dropped)
+                streams[dataset] = self._evaluation(job, dataset, other)
         else:
             train, streams = self._generate(job.needs["corpus"], seed)
         write_documents(job.out / "train.jsonl", train)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from pydantic import PositiveFloat
+from torch import Tensor
+
 from baselines.online import Document as Tokens
 from baselines.online import EntitySpans, OnlineFinetuner, WeightNet, encode_documents
 from baselines.online.finetuning import WeightsFn, salient, uniform
@@ -95,8 +98,13 @@ class CamelsPlayer(FinetuningPlayer):
         if wanted not in folders:
             known = ", ".join(map(str, sorted(folders)))
             raise RematchError(f"no weight network was meta-trained on {wanted} documents; there are: {known}")
-        self.meta_flops = self.task.base_info[folders[wanted]].train_flops
-        return WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device).weigh
+        info = self.task.base_info[folders[wanted]]
+        self.meta_flops, self.meta_texts = info.train_flops, info.samples_seen
+        self.net = WeightNet.from_pretrained(self.task.bases[folders[wanted]]).to(self.lm.device)
+        return self.net.weigh
+
+    def networks(self) -> Sequence[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers()]
 
 
 @dataclass
@@ -108,8 +116,8 @@ class Uniform:
         clip: largest norm of a document's gradient.
     """
 
-    learning_rate: float = 6.5e-6
-    clip: float = 750.0
+    learning_rate: PositiveFloat = 6.5e-6
+    clip: PositiveFloat = 750.0
     plays: ClassVar[type[FinetuningPlayer]] = FinetuningPlayer
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
@@ -127,5 +135,5 @@ class SalientSpans(Uniform):
 class Camels(Uniform):
     """Online fine-tuning with learned weights."""
 
-    learning_rate: float = 2.5e-5
+    learning_rate: PositiveFloat = 2.5e-5
     plays: ClassVar[type[FinetuningPlayer]] = CamelsPlayer

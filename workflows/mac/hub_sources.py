@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from rematch.errors import RematchError
 from rematch.hub import Hub
 from rematch.hub_files import Origin, find_file, find_files, find_in_mirror, parquet_rows, read_csv
 
-DATASETS = ("streamingqa", "squad", "archivalqa")
+Dataset = Literal["streamingqa", "squad", "archivalqa"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 QA_PARTS = ("qa_train", "qa_validation")
 PARTS = (*QA_PARTS, "train", "validation", "test")
 SQUAD_BOUNDS = (0, 40006, 42118, 82011, 87599)

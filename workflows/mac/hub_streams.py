@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from pydantic import PositiveInt
+
 from baselines.online import stream_order
 from baselines.qa import QAPair, is_scorable
 from rematch.errors import RematchError, unknown
@@ -24,7 +26,7 @@ def load_splits(
     dataset: str,
     *,
     seed: int,
-    limits: Mapping[str, int] = {},
+    limits: Mapping[str, PositiveInt] = {},
     deduplicate: bool = False,
     scale: float = 1.0,
 ) -> Splits:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from baselines.loading import Dtype, load_tokenizer
 from baselines.loading import load_lm as load_causal_lm
-from baselines.loading import load_tokenizer
 from baselines.next_token import Recipe, read_only, train
 from baselines.online import with_documents
 from baselines.online.retrieval import BM25
@@ -41,15 +42,15 @@ class LanguageModel:
         dtype: that it is loaded in.
     """
 
-    n_layers: int = 2
-    hidden_size: int = 64
-    n_heads: int = 4
-    initializer_range: float = 0.1
-    steps: int = 400
-    batch_size: int = 64
-    learning_rate: float = 3e-3
+    n_layers: PositiveInt = 2
+    hidden_size: PositiveInt = 64
+    n_heads: PositiveInt = 4
+    initializer_range: PositiveFloat = 0.1
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 3e-3
     hub_id: str = ""
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model with its tokenizer, or a pointer to the hub."""
@@ -101,10 +102,10 @@ class TunedLM:
         retrieved: documents of ``streams`` (then needed too) that stand before each question, for what reads them; BM25's best.
     """
 
-    max_steps: int = 2000
-    learning_rate: float = 2.5e-5
-    validate_every: int = 100
-    retrieved: int = 0
+    max_steps: PositiveInt = 2000
+    learning_rate: PositiveFloat = 2.5e-5
+    validate_every: PositiveInt = 100
+    retrieved: NonNegativeInt = 0
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the tuned model with its tokenizer."""

@@ -9,17 +9,19 @@ import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 from transformers import AutoModel, T5Config
 
 from baselines.online import BM25
 from baselines.online.memory import SavedBytes
 from baselines.qa import QAPair
 from methods.mac.config import MACConfig
-from methods.mac.dropout import BackpropDropout
+from methods.mac.dropout import BackpropDropout, GradientMask
 from methods.mac.model import MAC
 from methods.mac.training import Example, Recipe, Training, train
 from rematch.arena import BaseInfo, BaseJob
@@ -30,10 +32,13 @@ from rematch.hub_models import check_model
 from rematch.options import known, made
 from workflows.mac.corpus import MAIN, read_documents, read_stream
 from workflows.mac.language_models import load_lm
+from workflows.mac.lengths import lengths_of
 from workflows.mac.streams import Document
 from workflows.mac.world import question_key
 
 NOTES = "memory.json"
+SHARES = (0.25, 0.5, 0.75)
+"""Of documents that back-propagation dropout may drop: what a step then keeps is counted; so for none and all but one."""
 BATCH = 64
 """Questions at once, as of the arena."""
 STAGES = ("documents", "sentences")
@@ -43,15 +48,22 @@ LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
 """The base that each ``base_lm`` is."""
 
 
+class Stage(TypedDict):
+    """What a stage of training has beside the fields of its ``Recipe``."""
+
+    of: Literal["documents", "sentences"]
+
+
 @dataclass
 class Memory:
     """MAC, meta-trained. Needs ``streams`` and the language model that ``base_lm`` names.
 
-    Where it needs ``memory_start``, it goes on from that one's networks, and its own sizes and encoders do not count; what
-    training the start cost is part of its cost.
+    Where it needs ``memory_start``, it goes on from that one's networks and has no sizes and encoders of its own; what training
+    the start cost is part of its cost. Texts are read as far as the arena's ``max_document``, ``max_length`` and ``max_answer``
+    say.
 
     Attributes:
-        sizes: fields of ``MACConfig``.
+        sizes: fields of ``MACConfig`` other than lengths; ``max_length`` where documents stand before a question.
         encoder: of documents: the id of a T5 on the hub; a T5 of ``encoder_sizes`` with weights of the seed where there is
             none, with the language model's token embeddings. Questions' has the same weights at first.
         question_encoder: another id for the encoder of questions.
@@ -68,23 +80,23 @@ class Memory:
             that only names tell them apart. None in the paper.
     """
 
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: Annotated[dict[str, Any], MACConfig] = field(default_factory=dict)
     encoder: str = ""
     question_encoder: str = ""
     encoder_sizes: dict[str, Any] = field(default_factory=dict)
     base_lm: Literal["tuned", "plain", "reader"] = "tuned"
-    reads: int = 0
+    reads: NonNegativeInt = 0
     quantize: Literal["", "nf4"] = ""
-    n_documents: int = 8192
-    recipe: dict[str, Any] = field(default_factory=dict)
-    dropout: dict[str, Any] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    n_documents: PositiveInt = 8192
+    recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
+    dropout: Annotated[dict[str, Any], BackpropDropout] = field(default_factory=dict)
+    stages: list[Annotated[dict[str, Any], Recipe, Stage]] = field(default_factory=list)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write MAC's networks, and what meta-training cost and how it went.
 
         Raises:
-            RematchError: an option is unknown, or there are fewer documents than ``n_documents``.
+            RematchError: an option is unknown or of no effect, or there are fewer documents than ``n_documents``.
         """
         where = f"bases.{job.name}"
         if self.base_lm not in LMS:
@@ -112,6 +124,10 @@ class Memory:
             raise RematchError(
                 f"{where}: n_documents: {self.n_documents}; it goes on from one that read {before['n_documents']}"
             )
+        if start is not None:
+            for key in ("sizes", "encoder", "question_encoder", "encoder_sizes"):
+                if getattr(self, key):
+                    raise RematchError(f"{where}: {key}: it goes on from 'memory_start', and has the networks of that")
         mac = self._new(job, seed) if start is None else load_memory(start, job.needs, job.hub)
         examples = _examples(documents, self.reads)
         runs: list[Training] = []
@@ -148,7 +164,7 @@ class Memory:
 
     def _new(self, job: BaseJob, seed: int) -> MAC:
         lm, tokenizer = load_lm(job.needs[LMS[self.base_lm]], job.hub, self.quantize or None)
-        known(MACConfig, self.sizes, f"bases.{job.name}: sizes")
+        sizes = self._sizes(job)
         torch.manual_seed(seed)
         if self.encoder:
             both = (self.encoder, self.question_encoder or self.encoder)
@@ -159,7 +175,7 @@ class Memory:
                 encoder=paths[0],
                 question_encoder=paths[1],
                 quantize_encoders=self.quantize or None,
-                **self.sizes,
+                **sizes,
             )
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         options: dict[str, Any] = {
@@ -168,7 +184,16 @@ class Memory:
             **ids,
         }
         config = T5Config(**{"dropout_rate": 0.0, **options, **self.encoder_sizes})
-        return MAC.from_lm(lm, tokenizer, encoder=AutoModel.from_config(config), embeddings="lm", **self.sizes)
+        return MAC.from_lm(lm, tokenizer, encoder=AutoModel.from_config(config), embeddings="lm", **sizes)
+
+    def _sizes(self, job: BaseJob) -> dict[str, Any]:
+        """The fields of ``MACConfig``: lengths are the arena's, as for all that take part."""
+        where, lengths = f"bases.{job.name}: sizes", lengths_of(job.arena)
+        known(MACConfig, self.sizes, where)
+        for key in self.sizes:
+            if key in lengths and not (key == "max_length" and self.reads):
+                raise RematchError(f"{where}: {key}: lengths are those of the arena: set them there")
+        return {**lengths, **self.sizes}
 
 
 def _examples(documents: Sequence[Document], reads: int) -> list[Example]:
@@ -229,27 +254,64 @@ def stream_flops(mac: MAC, stream: Sequence[Document]) -> dict[str, float]:
     """
     mac.bank = mac.new_bank()
     adapting = count_flops(mac.adapt, [document.text for document in stream]).forward
-    questions, looking_up = [pair.question for document in stream for pair in document.pairs], 0.0
-    for first in range(0, len(questions), BATCH):
-        part = questions[first : first + BATCH]
-        # Where nothing is aggregated a question takes an entry as it is, whichever.
-        select = torch.zeros(len(part), 1, dtype=torch.long) if mac.aggregator is None else None
-        looking_up += count_flops(lambda: mac.modulation(mac.aggregate(part, select=select))).forward  # noqa: B023
+    questions = [pair.question for document in stream for pair in document.pairs]
+    # Where nothing is aggregated a question takes an entry as it is, whichever.
+    select = torch.zeros(len(questions), 1, dtype=torch.long) if mac.aggregator is None else None
+    looking_up = look_up_flops(mac, questions, BATCH, select=select)
     mac.bank = mac.new_bank()
-    return {"adapting": float(adapting), "looking_up": float(looking_up)}
+    return {"adapting": float(adapting), "looking_up": looking_up}
 
 
-def step_bytes(mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int) -> int:
-    """Bytes that one batch of meta-training keeps for the backward pass, parameters left out."""
+@torch.no_grad()
+def look_up_flops(
+    mac: MAC, questions: Sequence[str], batch_size: int, group_size: int | None = None, select: Tensor | None = None
+) -> float:
+    """What it takes to make the prefixes of questions from the bank, counted once for every shape of a batch.
+
+    Args:
+        batch_size: questions at once.
+        group_size, select: see ``MAC.aggregate``.
+    """
+    found: dict[tuple[int, ...], int] = {}
+    total = 0
+    for first in range(0, len(questions), batch_size):
+        part = questions[first : first + batch_size]
+        chosen = None if select is None else select[first : first + batch_size]
+        shape = tuple(mac._encode_questions(part)[0].shape)
+        if shape not in found:
+            found[shape] = count_flops(
+                lambda: mac.modulation(mac.aggregate(part, group_size=group_size, select=chosen))  # noqa: B023
+            ).forward
+        total += found[shape]
+    return float(total)
+
+
+def step_bytes(mac: MAC, examples: Sequence[Example], recipe: Recipe, seed: int) -> dict[str, int]:
+    """Bytes that one batch of meta-training keeps for the backward pass, parameters left out.
+
+    Returns:
+        The recipe's own under an empty name. Where it drops no gradients, also those of its batch if a share p of the documents
+        were dropped as ``prefix`` does it, without gradient and without their questions (``dropped=p``), and if these were
+        only not asked about (``unasked=p``).
+    """
     chosen = examples[: recipe.documents_at(recipe.steps - 1) * recipe.banks]
     prompts = [prompt for each in chosen for prompt in (each[2] if len(each) == 3 else [p.question for p in each[1]])]
-    batch = mac.encode([each[0] for each in chosen], [each[1] for each in chosen], prompts)
-    mask = recipe.dropout.draw(len(chosen), torch.Generator().manual_seed(seed))
+    batch, n = mac.encode([each[0] for each in chosen], [each[1] for each in chosen], prompts), len(chosen)
+
+    def saved_with(mask: GradientMask | None) -> int:
+        with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
+            mac(batch, mask, n_banks=recipe.banks)
+        return saved.total
+
     mac.train()
-    with SavedBytes([*mac.parameters(), *mac.buffers()]) as saved:
-        mac(batch, mask, n_banks=recipe.banks)
+    found = {"": saved_with(recipe.dropout.draw(n, torch.Generator().manual_seed(seed)))}
+    if not recipe.dropout.p:
+        for p in (0.0, *SHARES, 1 - 1 / n):  # the last leaves one document
+            first = torch.arange(n) < max(1, round((1 - p) * n))
+            masks = {"dropped": GradientMask(first, first), "unasked": GradientMask(torch.ones_like(first), first)}
+            found |= {f"{name}={p:.4g}": saved_with(mask) if p else found[""] for name, mask in masks.items()}
     mac.eval()
-    return saved.total
+    return found
 
 
 def load_memory(folder: Path, bases: Mapping[str, Path], hub: Hub | None) -> MAC:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from baselines.online import BM25
 from baselines.online.memory import PeakBytes
+from baselines.qa import em_strict
 from methods.mac.bank import Policy
 from rematch.arena import Task
 from rematch.errors import RematchError, unknown
 from rematch.flops import count_flops
 from rematch.play import Skip
-from workflows.mac.memory import load_memory, read_notes
-from workflows.mac.players import Asking, Costs, Player, texts
+from workflows.mac.memory import load_memory, look_up_flops, read_notes
+from workflows.mac.players import Asking, Costs, Player, asked_of, texts
 from workflows.mac.streams import Document
 
 Sees = Literal["all", "retrieved", "gold"]
@@ -38,7 +40,8 @@ class MemoryPlayer(Player):
         self.base = folders[wanted]
         self.mac = load_memory(bases[self.base], bases, task.hub)
         self.reads = int(read_notes(bases[self.base])["reads"])
-        self.meta_flops = task.base_info[self.base].train_flops
+        info = task.base_info[self.base]
+        self.meta_flops, self.meta_texts = info.train_flops, info.samples_seen
         self.texts: list[str] = []
         self._generator = torch.Generator().manual_seed(task.seed)
 
@@ -60,11 +63,14 @@ class MemoryPlayer(Player):
         self.n_seen += len(documents)
 
     def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
+        return self._answer_from(questions, self._visible(questions, gold), self.options.group_size)
+
+    def _answer_from(self, questions: Sequence[str], select: Tensor | None, group_size: int | None) -> list[str]:
         ask = self.asking
         return self.mac.answer(
             questions,
-            group_size=self.options.group_size,
-            select=self._visible(questions, gold),
+            group_size=group_size,
+            select=select,
             max_new_tokens=ask.max_new_tokens,
             beams=ask.beams,
             batch_size=ask.batch_size,
@@ -79,30 +85,46 @@ class MemoryPlayer(Player):
             return torch.from_numpy(BM25(self.texts).search(questions, self.options.top_k))
         return None
 
+    def right_in_groups(self, documents: Sequence[Document], size: int) -> list[float]:
+        """Entries do not depend on each other: a bank of some documents is their rows of the bank of all."""
+        if not self._looks_at_all:
+            return super().right_in_groups(documents, size)
+        asked = asked_of(documents)
+        rows = torch.tensor([[place // size * size + k for k in range(size)] for place, _ in asked])
+        answers = self._answer_from([pair.question for _, pair in asked], rows, None)
+        return [em_strict(answer, pair.answer) for answer, (_, pair) in zip(answers, asked, strict=True)]
+
+    def own_flops(self, questions: Sequence[str], gold: Sequence[int]) -> float:
+        select = self._visible(questions, gold)
+        return self.adapt_flops + look_up_flops(
+            self.mac, questions, self.asking.batch_size, self.options.group_size, select
+        )
+
+    def networks(self) -> Sequence[Tensor]:
+        parts = [*self.mac.named_parameters(), *self.mac.named_buffers()]
+        return [tensor for name, tensor in parts if not name.startswith("lm.")]
+
     @property
-    def own_flops(self) -> float:
-        return float(sum(self.notes["stream_flops"].values()))
+    def _looks_at_all(self) -> bool:
+        """Whether a question looks at the entries of all documents at once."""
+        options = self.options
+        whole = options.limit is None and options.group_size is None and options.sees == "all"
+        return whole and self.mac.aggregator is not None
 
     @property
     def notes(self) -> dict[str, Any]:
         return read_notes(self.task.bases[self.base])
 
     def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
-        options = self.options
-        if (
-            options.limit is not None
-            or options.group_size is not None
-            or options.sees != "all"
-            or not self.mac.aggregator
-        ):
+        if not self._looks_at_all:
             raise Skip("its questions do not look at the whole bank at once")
         return self.mac.attention_mass(questions)[torch.arange(len(questions)), :, torch.tensor(gold)]
 
     def document_costs(self, document: Document) -> Costs:
-        """Of amortizing it; its entry stays."""
+        """Of amortizing it beside the bank; its entry stays."""
         with PeakBytes() as memory, torch.no_grad():
             entry = self.mac.amortize([document.text])
-        return Costs(peak=memory.peak, kept=entry.nbytes)
+        return Costs(peak=memory.peak + self.mac.bank.tensor.nbytes, kept=entry.nbytes)
 
     def question_costs(self, question: str) -> Costs:
         """Of aggregating over the bank for one question, the bank itself left out."""
@@ -124,11 +146,11 @@ class MemoryOfContexts:
         top_k: documents retrieved.
     """
 
-    group_size: int | None = None
-    limit: int | None = None
+    group_size: PositiveInt | None = None
+    limit: PositiveInt | None = None
     policy: Policy = "nearest_average"
     sees: Sees = "all"
-    top_k: int = 5
+    top_k: PositiveInt = 5
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
         if self.sees not in get_args(Sees):

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from baselines.decoding import GREEDY, Beams
 from baselines.online.memory import PeakBytes, SavedBytes
-from baselines.qa import MAX_ANSWER, MAX_LENGTH, generate_answers
+from baselines.qa import MAX_ANSWER, MAX_LENGTH, QAPair, em_strict, generate_answers, is_scorable
 from rematch.arena import Task
 from rematch.flops import count_flops
 from rematch.play import Skip
 from workflows.mac.language_models import load_lm, max_length
 from workflows.mac.streams import Document
+from workflows.mac.world import question_key
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Costs:
     """What one document or one question takes.
 
     Attributes:
-        peak: bytes alive at once, above the model that is there anyway.
+        peak: bytes alive at once, above the networks, with all that was kept of what was read.
         saved: bytes kept for the backward pass.
         kept: bytes that stay for good.
     """
@@ -64,10 +65,12 @@ class Player:
 
     Attributes:
         meta_flops: spent on training before the stream, on top of the language model's own.
+        meta_texts: read in that training.
         adapt_flops, answer_flops: spent on documents and on questions so far, where ``counting``.
     """
 
     meta_flops = 0.0
+    meta_texts = 0
 
     def __init__(self, task: Task, asking: Asking, counting: bool = False) -> None:
         self.task, self.asking, self.counting = task, asking, counting
@@ -110,6 +113,14 @@ class Player:
     def _answer(self, questions: Sequence[str], gold: Sequence[int]) -> list[str]:
         return self._generate(questions, self.asking.max_length)
 
+    def right_in_groups(self, documents: Sequence[Document], size: int) -> list[float]:
+        """Strict exact match of every question that has a score, where all that it can look at is its document's group.
+
+        Args:
+            documents: the first that were read; as many as ``size`` after one another are a group, and all are full.
+        """
+        raise Skip("what it read cannot be divided into groups")
+
     def _generate(self, prompts: Sequence[str], max_length: int) -> list[str]:
         """The language model's answers to what it reads, cut on the left to ``max_length`` tokens with the answer."""
         ask = self.asking
@@ -124,8 +135,12 @@ class Player:
             max_answer=ask.max_answer,
         )
 
+    def networks(self) -> Sequence[Tensor]:
+        """The weights that it needs beside those of the language model."""
+        return []
+
     def document_costs(self, document: Document) -> Costs:
-        """What reading one more document takes."""
+        """What reading one more document takes, after what was read so far."""
         return Costs()
 
     def question_costs(self, question: str) -> Costs:
@@ -134,9 +149,11 @@ class Player:
             self._answer([question], [0])
         return Costs(peak=memory.peak)
 
-    @property
-    def own_flops(self) -> float:
-        """Spent on the stream so far, beyond what the language model spends on reading questions and answering."""
+    def own_flops(self, questions: Sequence[str], gold: Sequence[int]) -> float:
+        """Spent on the stream so far, where ``counting``, and on looking up what questions need.
+
+        What the language model spends on reading questions and answering is not among it.
+        """
         return self.adapt_flops
 
     @property
@@ -162,6 +179,23 @@ class EvenPlayer(Player):
 
     def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
         return torch.full((len(questions), 1), 1 / self.n_seen)
+
+    def right_in_groups(self, documents: Sequence[Document], size: int) -> list[float]:
+        """What is expected of guessing among the group's answers to questions of the same kind."""
+        asked = [(place // size, kind_of(documents[place], pair), pair.answer) for place, pair in asked_of(documents)]
+        found = []
+        for *where, answer in asked:
+            scores = [em_strict(other, answer) for *its, other in asked if its == where]
+            found.append(sum(scores) / len(scores))
+        return found
+
+
+def kind_of(document: Document, pair: QAPair) -> str:
+    """What a question asks for of whomever it is about: a relation of the generated world, else one kind for all."""
+    try:
+        return question_key(pair.question, document.name)
+    except StopIteration:
+        return ""
 
 
 @dataclass
@@ -226,6 +260,11 @@ def player_of(task: Task, asking: Asking, counting: bool) -> Player:
         made: Player = task.contender.player(task, asking, counting)
         return made
     return ReaderPlayer(task, asking, counting)
+
+
+def asked_of(documents: Sequence[Document]) -> list[tuple[int, QAPair]]:
+    """The questions on documents that have a score, each with the place of its document."""
+    return [(k, pair) for k, document in enumerate(documents) for pair in document.pairs if is_scorable(pair.answer)]
 
 
 def texts(documents: Sequence[Document]) -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import PositiveInt
+
 from baselines.online import BM25
 from rematch.arena import Task
 from workflows.mac.language_models import load_lm, max_length
@@ -42,7 +44,7 @@ class Retrieval:
         top_k: documents before a question.
     """
 
-    top_k: int = 5
+    top_k: PositiveInt = 5
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
         return RetrievalPlayer(task, asking, counting, self.top_k)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from baselines.online import MetaBatch, MetaRecipe, WeightNet, meta_train
 from baselines.qa import encode_pairs
@@ -18,6 +20,7 @@ from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError
 from workflows.mac.corpus import read_documents
 from workflows.mac.language_models import load_lm
+from workflows.mac.lengths import lengths_of
 from workflows.mac.streams import Document
 
 NOTES = "weights.json"
@@ -29,7 +32,8 @@ MULTIPLE = 16
 class Weights:
     """The weight network of CaMeLS, meta-trained. Needs ``qa_lm``, ``streams`` and ``corpus``.
 
-    The language model is to stay as it is on the documents of ``corpus``; where it has none, on those to meta-train on.
+    The language model is to stay as it is on the documents of ``corpus``; where it has none, on those to meta-train on. Texts
+    are read as far as the arena's ``max_document``, ``max_length`` and ``max_answer`` say.
 
     Attributes:
         n_documents: to meta-train on; the first of the seed's.
@@ -37,20 +41,18 @@ class Weights:
         steps: of Adam on the network, each of ``accumulation`` batches.
         batch_size: documents in a batch, which the language model learns one after another.
         inner_learning_rate, learning_rate, accumulation, anchor, reset_every, checkpoint_every: see ``MetaRecipe``.
-        max_document: tokens read of a document.
     """
 
-    n_documents: int = 8192
-    n_layers: int = 0
-    steps: int = 100
-    batch_size: int = 6
-    inner_learning_rate: float = 5e-4
-    learning_rate: float = 1e-5
-    accumulation: int = 4
-    anchor: float = 0.1
-    reset_every: int = 4
-    checkpoint_every: int = 0
-    max_document: int = 512
+    n_documents: PositiveInt = 8192
+    n_layers: NonNegativeInt = 0
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 6
+    inner_learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveFloat = 1e-5
+    accumulation: PositiveInt = 4
+    anchor: NonNegativeFloat = 0.1
+    reset_every: PositiveInt = 4
+    checkpoint_every: NonNegativeInt = 0
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the network.
@@ -77,7 +79,8 @@ class Weights:
             self.reset_every,
             checkpoint_every=self.checkpoint_every,
         )
-        batches, checkpoint = self._batches(tokenizer, documents, anchors, seed), job.out / "checkpoint"
+        batches = self._batches(tokenizer, documents, anchors, seed, lengths_of(job.arena))
+        checkpoint = job.out / "checkpoint"
         done = meta_train(net, lm, batches, recipe, seed, checkpoint)
         net.save_pretrained(job.out)
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -88,11 +91,17 @@ class Weights:
         return BaseInfo(done.flops, samples_seen=read, notes=notes)
 
     def _batches(
-        self, tokenizer: object, documents: Sequence[Document], anchors: Sequence[str], seed: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Sequence[Document],
+        anchors: Sequence[str],
+        seed: int,
+        lengths: Mapping[str, int],
     ) -> Iterator[MetaBatch]:
         """Batches in the order of the seed; a document is asked one of its questions, as released."""
         rng = np.random.default_rng([seed, *b"camels"])
         queue: list[int] = []
+        longest = lengths["max_document"]
         for _ in range(self.steps * self.accumulation):
             while len(queue) < self.batch_size:
                 queue += rng.permutation(len(documents)).tolist()
@@ -101,9 +110,9 @@ class Weights:
             pairs = [document.pairs[int(rng.integers(len(document.pairs)))] for document in chosen]
             kept = [anchors[int(i)] for i in rng.integers(len(anchors), size=self.batch_size)]
             yield MetaBatch(
-                *_padded(tokenizer, [document.text for document in chosen], self.max_document),
-                encode_pairs(tokenizer, pairs, multiple=MULTIPLE),
-                *_padded(tokenizer, kept, self.max_document),
+                *_padded(tokenizer, [document.text for document in chosen], longest),
+                encode_pairs(tokenizer, pairs, lengths["max_length"], lengths["max_answer"], multiple=MULTIPLE),
+                *_padded(tokenizer, kept, longest),
             )
 
 

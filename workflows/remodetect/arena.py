@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from transformers.utils.logging import disable_progress_bar
 
 from baselines.detectors.sequence import TrainedDetector
@@ -52,10 +53,10 @@ class Arena:
         "spread_ratio", "density", "seconds_per_text", "passes_per_text", "flops_with_reward_model",
     )  # fmt: skip
 
-    n_triplets: int = 500
-    resamples: int = 10
-    n_timed: int = 64
-    n_order: int = 200
+    n_triplets: PositiveInt = 500
+    resamples: PositiveInt = 10
+    n_timed: PositiveInt = 64
+    n_order: PositiveInt = 200
 
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed. The FLOPs of the outcome are those of training, counted."""

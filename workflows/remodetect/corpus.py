@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from pydantic import NonNegativeInt, PositiveInt
 
 from rematch.arena import BaseInfo, BaseJob
 from rematch.corpora import SKIPPED, Document, corpus_hash, near_duplicate_groups
@@ -37,6 +39,17 @@ _UNDERLINE = re.compile(r"^\s*(([-=~^*`+])\2{2,}\s*)+$", re.MULTILINE)
 _PROSE = re.compile(r"[A-Za-z][a-z']*[.,;:)]?")
 
 
+class Windows(TypedDict):
+    """Of each of ``PARTS``."""
+
+    lm_a: PositiveInt
+    lm_b: PositiveInt
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
+    preferences: PositiveInt
+
+
 @dataclass
 class Corpus:
     """Windows of human prose, by domain and by what they are for.
@@ -53,16 +66,16 @@ class Corpus:
         built_in: False where the texts are the paper's and the language models the hub's: then nothing is read.
     """
 
-    window_words: int = 40
-    vocab_size: int = 3000
-    max_unknown: int = 4
-    windows: dict[str, int] = field(
+    window_words: PositiveInt = 40
+    vocab_size: PositiveInt = 3000
+    max_unknown: NonNegativeInt = 4
+    windows: Annotated[dict[str, int], Windows] = field(
         default_factory=lambda: {
             "lm_a": 5000, "lm_b": 5000, "train": 1300, "validation": 250, "test": 250, "preferences": 1400,
         }
     )  # fmt: skip
-    other_lm_windows: int = 2000
-    max_files: int | None = None
+    other_lm_windows: PositiveInt = 2000
+    max_files: PositiveInt | None = None
     built_in: bool = True
 
     def build(self, job: BaseJob) -> BaseInfo:

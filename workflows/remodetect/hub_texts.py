@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 from rematch.errors import RematchError, unknown
@@ -45,7 +45,8 @@ from workflows.remodetect.rephrasing import (
 )
 from workflows.remodetect.texts import Cell, Row, cut_cells, write_rows
 
-ATTACKS = ("rephrase", "swap")
+Attack = Literal["rephrase", "swap"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 
 def write_hub_texts(
@@ -59,7 +60,7 @@ def write_hub_texts(
     n_rewards: int = 0,
     ratios: Sequence[float] = (0.5,),
     n_mixed: int | None = None,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: Sequence[Attack] = ATTACKS,
     attack_mgtbench: bool = False,
     rephraser: str = REPHRASER,
     paraphraser: str = PARAPHRASER,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
+from pydantic import PositiveInt
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from baselines.detectors.language_models import CausalLM, LanguageModel
@@ -21,6 +22,14 @@ from workflows.remodetect.corpus import DOMAINS, load_part, load_vocabulary
 POINTER = "hub.json"
 WRITERS = ("a", "b", "bigram")
 """Two trigram models fitted on different halves of a domain's documents, and a bigram model on the first half."""
+
+
+class HubIds(TypedDict):
+    """Models of the hub."""
+
+    scoring: str
+    reference: str
+    filler: str
 
 
 @dataclass
@@ -38,11 +47,11 @@ class LanguageModels:
         dtype: of the models of the hub: ``float16`` on a GPU.
     """
 
-    order: int = 3
+    order: PositiveInt = 3
     discount: float = 0.75
-    hub_ids: dict[str, str] = field(default_factory=dict)
-    max_length: int = 512
-    dtype: str = "float32"
+    hub_ids: Annotated[dict[str, str], HubIds] = field(default_factory=dict)
+    max_length: PositiveInt = 512
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a folder for each model, or a pointer to the hub."""

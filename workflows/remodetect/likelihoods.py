@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines.detectors.resampling import perturbed_statistics, regenerated_statistics
 from baselines.detectors.statistics import Resampled, TokenStatistics, token_statistics
@@ -33,8 +34,8 @@ class TokenPasses:
         batch_size: texts read at once.
     """
 
-    n_triplets: int = 500
-    batch_size: int = 8
+    n_triplets: NonNegativeInt = 500
+    batch_size: PositiveInt = 8
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``TokenStatistics`` of ``distinct_texts``."""
@@ -57,8 +58,8 @@ class Resampling:
     """
 
     kind: Literal["perturbed", "regenerated"] = "perturbed"
-    k: int = 10
-    batch_size: int = 8
+    k: PositiveInt = 10
+    batch_size: PositiveInt = 8
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write ``Resampled`` of the texts of the cells, which are the first of ``distinct_texts``."""

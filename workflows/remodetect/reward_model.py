@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
@@ -23,7 +24,7 @@ from rematch.hub import Hub
 from rematch.hub_models import check_model, load_config, load_tokenizer
 from workflows.remodetect.language_models import device
 from workflows.remodetect.texts import Row, read_rows
-from workflows.remodetect.trunk import Architecture, load_trunk, new_trunk
+from workflows.remodetect.trunk import Architecture, HashedSizes, TransformerSizes, load_trunk, new_trunk
 
 POINTER = "hub.json"
 
@@ -49,12 +50,12 @@ class RewardModel:
     """
 
     architecture: Architecture = "hashed"
-    sizes: dict[str, Any] = field(default_factory=dict)
-    vocab_size: int = 3000
-    epochs: int = 20
-    patience: int = 4
-    learning_rate: float = 1e-3
-    batch_size: int = 32
+    sizes: Annotated[dict[str, Any], HashedSizes, TransformerSizes] = field(default_factory=dict)
+    vocab_size: PositiveInt = 3000
+    epochs: NonNegativeInt = 20
+    patience: PositiveInt = 4
+    learning_rate: PositiveFloat = 1e-3
+    batch_size: PositiveInt = 32
     hub_id: str | None = None
     hub_weights: Literal["all", "trunk", "none"] = "all"
 

@@ -10,10 +10,11 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 from zlib import crc32
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -32,6 +33,27 @@ from workflows.remodetect.corpus import UNKNOWN
 
 Architecture = Literal["hashed", "transformer"]
 LONGEST_WORD = 16
+
+
+class HashedSizes(TypedDict, total=False):
+    """What a card can set of ``HashedConfig``."""
+
+    n_buckets: PositiveInt
+    hidden_size: PositiveInt
+    mlp_size: PositiveInt
+    dropout: NonNegativeFloat
+
+
+class TransformerSizes(TypedDict, total=False):
+    """What a card can set of ``BertConfig``."""
+
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    hidden_dropout_prob: NonNegativeFloat
+    attention_probs_dropout_prob: NonNegativeFloat
 
 
 class HashedConfig(PreTrainedConfig):

@@ -12,9 +12,10 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines.ngram import NGram
 from rematch.arena import BaseInfo, BaseJob
@@ -55,20 +56,20 @@ class Texts:
         papers: instead of all that: take the paper's data sets, with these arguments of ``hub_texts.write_hub_texts``.
     """
 
-    n_triplets: int = 1100
-    n_mixed: int = 750
+    n_triplets: PositiveInt = 1100
+    n_mixed: NonNegativeInt = 750
     mix_ratios: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
-    n_validation: int = 200
-    n_rewards: int = 2000
-    n_preferences: int = 400
-    n_vendor: int = 500
-    n_pairs: int = 200
-    best_of: int = 16
-    doses: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
-    raft_prompts: int = 2000
-    raft_best_of: int = 8
-    lengths: list[int] = field(default_factory=lambda: [16, 24])
-    papers: dict[str, Any] = field(default_factory=dict)
+    n_validation: PositiveInt = 200
+    n_rewards: PositiveInt = 2000
+    n_preferences: PositiveInt = 400
+    n_vendor: PositiveInt = 500
+    n_pairs: PositiveInt = 200
+    best_of: PositiveInt = 16
+    doses: list[PositiveInt] = field(default_factory=lambda: [1, 4, 16, 64])
+    raft_prompts: PositiveInt = 2000
+    raft_best_of: PositiveInt = 8
+    lengths: list[PositiveInt] = field(default_factory=lambda: [16, 24])
+    papers: Annotated[dict[str, Any], write_hub_texts] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the files that ``texts`` describes.

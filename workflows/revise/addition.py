@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedTokenizerFast
 
 from baselines.post_training.batches import Ids
@@ -69,11 +70,11 @@ class Addition:
             there is nothing to gain.
     """
 
-    propagate: float = 0.6
-    lengths: tuple[int, ...] = (5, 6, 7)
-    max_run: int = 3
-    long: tuple[int, ...] = (8, 9, 10)
-    carry: tuple[int, ...] = (6, 7)
+    propagate: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    lengths: tuple[PositiveInt, ...] = (5, 6, 7)
+    max_run: PositiveInt = 3
+    long: tuple[PositiveInt, ...] = (8, 9, 10)
+    carry: tuple[PositiveInt, ...] = (6, 7)
     labelled: bool = True
     least_first: bool = False
 

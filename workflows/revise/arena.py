@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines.loading import load_tokenizer
 from baselines.post_training.answers import pass_at_n
@@ -61,12 +62,12 @@ class Arena:
         "calibration", "lm_eval_accuracy", "unused", "right_rows",
     )  # fmt: skip
 
-    n_votes: int = 8
-    n_bins: int = 10
-    n_transcripts: int = 6
-    lm_eval_task: str = ""
-    lm_eval_limit: int | None = None
-    lm_eval_tokens: int = 1024
+    n_votes: PositiveInt = 8
+    n_bins: PositiveInt = 10
+    n_transcripts: NonNegativeInt = 6
+    lm_eval_task: Literal["", "gsm8k", "math"] = ""
+    lm_eval_limit: PositiveInt | None = None
+    lm_eval_tokens: PositiveInt = 1024
 
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed.

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import PositiveInt
 
 from methods.revise.trajectories import CONFIDENCE_CONTEXTS, Attempt, ConfidenceContext
 from methods.revise.voting import VOTES, Vote, voted_answer
@@ -25,7 +26,7 @@ class Solver:
     """
 
     vote: Vote = "plain"
-    tries: int = 1
+    tries: PositiveInt = 1
     conf_context: ConfidenceContext = "standalone"
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Revise(Solver):
     """ReVISE at test time: two tries, and votes weighted by the confidence of being done."""
 
     vote: Vote = "weighted"
-    tries: int = 2
+    tries: PositiveInt = 2
 
 
 @dataclass

@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
 
 from baselines.post_training.problems import Pool, Problem
 from baselines.post_training.training import Recipe
+from baselines.sampling import Sampling
 from methods.revise.curriculum import ReviseConfig, Stage, fit
 from methods.revise.loss import LossWeights
 from rematch.arena import BaseJob
@@ -35,17 +38,17 @@ class Revise(PostTraining):
     """
 
     curriculum: Curriculum = "two_stage"
-    weights: dict[str, float] = field(default_factory=dict)
-    rows: int | None = None
-    beta: float = 0.1
+    weights: Annotated[dict[str, Any], LossWeights] = field(default_factory=dict)
+    rows: PositiveInt | None = None
+    beta: PositiveFloat = 0.1
     reference: Literal["stage_start", "m0"] = "stage_start"
     use_gt: bool = False
     drop_unfinished: bool = False
     eos_after_refine: bool = False
     shuffled: bool = False
-    max_length: int = 1024
-    k: int = 10
-    sampling: dict[str, Any] = field(default_factory=dict)
+    max_length: PositiveInt = 1024
+    k: PositiveInt = 10
+    sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         pool, k = job.pool(problems)

@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import PositiveInt
 
 from baselines.post_training.problems import Problem
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError, unknown
+from workflows.revise.addition import Addition
 from workflows.revise.hub_questions import SOURCES, evaluation_questions, hub_questions
 from workflows.revise.questions import Question, read_questions, write_questions
+from workflows.revise.tail_sums import TailSums
 from workflows.revise.tasks import GENERATED, TEXT, AnswerTask, generated, write_task
 
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
@@ -32,13 +36,13 @@ class Questions:
         task: options of the generated task.
     """
 
-    source: str = "tail_sums"
-    n_train: int | None = None
-    n_validation: int | None = None
-    n_test: int | None = None
-    n_ood: int | None = None
-    others: list[str] = field(default_factory=list)
-    task: dict[str, Any] = field(default_factory=dict)
+    source: Literal["tail_sums", "addition", "gsm8k", "math", "gsm240k"] = "tail_sums"
+    n_train: PositiveInt | None = None
+    n_validation: PositiveInt | None = None
+    n_test: PositiveInt | None = None
+    n_ood: PositiveInt | None = None
+    others: list[Literal["gsm8k", "math", "gsm240k"]] = field(default_factory=list)
+    task: Annotated[dict[str, Any], TailSums, Addition] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the questions, and which task they are of.
@@ -71,9 +75,9 @@ class Questions:
             found = hub_questions(self.source, job.hub, seed, *sizes)
             notes[self.source] = dict(found.n_left_out)
             train, validation, tests = found.train, found.validation, {ID: found.test}
-            for name in self.others:
-                tests[name], left_out = evaluation_questions(name, job.hub, self.n_ood, found.answer)
-                notes[name] = dict(left_out)
+            for other in self.others:
+                tests[other], left_out = evaluation_questions(other, job.hub, self.n_ood, found.answer)
+                notes[other] = dict(left_out)
             write_task(job.out, TEXT, {"answer": found.answer})
         write_questions(job.out / TRAIN, train)
         write_questions(job.out / VALIDATION, validation)

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from baselines.loading import load_lm, load_tokenizer
+from baselines.loading import Dtype, load_lm, load_tokenizer
 from baselines.post_training.objectives import SFTObjective
 from baselines.post_training.problems import Problem
 from baselines.post_training.training import Recipe, train
@@ -35,10 +36,21 @@ NOTES, POINTER = "training.json", "hub.json"
 STAGE_1 = "stage1"
 """Folder of the model after ReVISE's first stage, in that of the one after both."""
 
-MODEL_SIZES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings", "initializer_range", "rope_theta",
-)  # fmt: skip
+
+class Sizes(TypedDict, total=False):
+    """Of a Llama from scratch; see ``LlamaConfig``."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    max_position_embeddings: PositiveInt
+    initializer_range: PositiveFloat
+    rope_theta: PositiveFloat
+
+
+MODEL_SIZES = tuple(Sizes.__annotations__)
 
 
 @dataclass
@@ -51,7 +63,7 @@ class Pretrained:
     """
 
     hub_id: str = ""
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a pointer to the hub."""
@@ -84,13 +96,13 @@ class FineTuned:
             The curve is what settings were chosen by; the last weights are kept, whatever it says.
     """
 
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: Annotated[dict[str, Any], Sizes] = field(default_factory=dict)
     hub_id: str = ""
-    dtype: str = "float32"
-    recipe: dict[str, Any] = field(default_factory=dict)
-    max_new_tokens: int = 1024
-    curve_points: int = 0
-    curve_questions: int = 100
+    dtype: Dtype = "float32"
+    recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
+    max_new_tokens: PositiveInt = 1024
+    curve_points: NonNegativeInt = 0
+    curve_questions: PositiveInt = 100
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model with its tokenizer, and how its training went.

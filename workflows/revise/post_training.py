@@ -11,7 +11,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PositiveInt
 
 from baselines.post_training.problems import POOL_SAMPLING, Completion, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe
@@ -42,10 +44,10 @@ class Samples:
         batch_size: completions at once.
     """
 
-    k: int = 10
-    n_questions: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 256
+    k: PositiveInt = 10
+    n_questions: PositiveInt | None = None
+    sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
+    batch_size: PositiveInt = 256
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the pool."""
@@ -101,8 +103,8 @@ class PostTraining:
         n_questions: that it learns from, the first of the seed's; all where None. M0 has seen all.
     """
 
-    recipe: dict[str, Any] = field(default_factory=dict)
-    n_questions: int | None = None
+    recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
+    n_questions: PositiveInt | None = None
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model with its tokenizer, and what post-training cost and how it went."""

@@ -19,7 +19,7 @@ PARTS: dict[Part, range] = {"train": range(7), "validation": range(7, 8), "test"
 
 
 def is_of_part(digits: bytes, part: Part) -> bool:
-    """Whether a generated question belongs to a part, by its digits."""
+    """Whether a generated question belongs to a part, by the digits that its solution depends on."""
     return zlib.crc32(digits) % 10 in PARTS[part]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
 
 from baselines.post_training.dpo import dpo, solution_pairs
 from baselines.post_training.imitation import StarLoop, rft, right_examples, sft_for_flops, star
 from baselines.post_training.problems import Problem
 from baselines.post_training.training import Recipe
+from baselines.sampling import Sampling
 from rematch.errors import RematchError
 from workflows.revise.data import TRAIN, read_problems
 from workflows.revise.models import read_notes
@@ -24,7 +27,7 @@ class Imitation(PostTraining):
         n_truths: ground truths, the first of the seed's, ``n_questions`` of them at least; all where None.
     """
 
-    n_truths: int | None = None
+    n_truths: PositiveInt | None = None
 
     def truths(self, job: Job, problems: Sequence[Problem]) -> list[Problem]:
         """The questions whose ground truths are imitated; ``problems`` come first."""
@@ -89,9 +92,9 @@ class Star(Imitation):
         sampling: as of ``Samples``.
     """
 
-    k: int = 10
-    loops: int = 3
-    sampling: dict[str, Any] = field(default_factory=dict)
+    k: PositiveInt = 10
+    loops: PositiveInt = 3
+    sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         how = sampling_of(self.sampling, f"{job.where}: sampling")
@@ -132,8 +135,8 @@ class DPO(PostTraining):
     """
 
     chosen: Literal["truth", "right"] = "truth"
-    per_question: int | None = None
-    beta: float = 0.1
+    per_question: PositiveInt | None = None
+    beta: PositiveFloat = 0.1
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         pool, k = job.pool(problems)

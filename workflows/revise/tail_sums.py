@@ -4,15 +4,18 @@ A question reads ``4 7 3 6 ?``, its solution ``2 1 0 0``: behind each digit the 
 The first one takes all digits at once; a model that cannot do that guesses it, and what it writes then follows from the guess.
 Checking is local: the last number must be the last digit's, any other one its digit more than the next. And a wrong
 solution tells how to mend it, for all its numbers are off by the same. Nothing in the data marks what is right or wrong.
+
+Parts share no question and no solution's reason either: digits that are the same modulo 3 everywhere go into the same part.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedTokenizerFast
 
 from baselines.post_training.batches import Ids
@@ -45,10 +48,10 @@ class TailSums:
         least_first: sums of what came before instead, which need no looking ahead: a control, where there is nothing to gain.
     """
 
-    columns: int = 7
-    modulus: int = 3
-    neutral: float = 0.7
-    most: int = 4
+    columns: PositiveInt = 7
+    modulus: Annotated[int, Field(ge=2, le=10)] = 3
+    neutral: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    most: PositiveInt = 4
     least_first: bool = False
 
     def __post_init__(self) -> None:
@@ -89,7 +92,7 @@ class TailSums:
             dense = (digits % self.modulus > 0).sum(1) > self.most
             for row in digits[dense == (split == "ood_dense")].tolist():
                 key = bytes(row)
-                if key not in found and is_of_part(key, part):
+                if key not in found and is_of_part(bytes(digit % self.modulus for digit in row), part):
                     found[key] = self._question(f"{split}/{part}/{len(found)}", row)
             idle = 0 if len(found) > before else idle + 1
             if idle == _TRIES:

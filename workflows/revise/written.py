@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import NonNegativeInt, PositiveInt
 
 from baselines.sampling import Sampling, context_length
 from methods.revise.inference import TEST_SAMPLING, solve, why_unread
@@ -71,13 +73,13 @@ class Writer:
         batch_size: trajectories at once.
     """
 
-    n: int = 8
-    n_ood: int = 0
-    tries: int = 3
+    n: PositiveInt = 8
+    n_ood: NonNegativeInt = 0
+    tries: PositiveInt = 3
     refine_mode: RefineMode = "refine"
-    sampling: dict[str, Any] = field(default_factory=dict)
-    stage: int | None = None
-    batch_size: int = 256
+    sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
+    stage: Literal[1] | None = None
+    batch_size: PositiveInt = 256
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write a file for each test set."""

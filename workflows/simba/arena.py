@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from transformers import MambaConfig, MambaForCausalLM
 
 from baselines.dense import Dense
@@ -60,10 +61,10 @@ class Arena(Shapes):
 
     choice_tasks: list[str] = field(default_factory=lambda: ["corpus_choice"])
     cloze_tasks: list[str] = field(default_factory=lambda: ["corpus_cloze"])
-    task_limit: int | None = None
-    n_influence: int = 16
-    timing_context: int = 1024
-    timing_repeats: int = 7
+    task_limit: PositiveInt | None = None
+    n_influence: PositiveInt = 16
+    timing_context: PositiveInt = 1024
+    timing_repeats: PositiveInt = 7
 
     def play(self, task: Task) -> Outcome:
         """Play one match for one seed.

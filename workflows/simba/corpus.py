@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rematch.arena import BaseInfo, BaseJob
@@ -46,22 +47,22 @@ class Corpus:
         n_windows, n_recall, n_choice, n_cloze: items of each kind (recall: for each distance).
     """
 
-    max_bytes: int = 3_000_000
+    max_bytes: PositiveInt = 3_000_000
     dataset: str | None = None
     dataset_revision: str | None = None
     train_dataset: str | None = None
     text_column: str = "text"
-    max_documents: int = 1000
+    max_documents: PositiveInt = 1000
     tokenizer: str | None = None
-    vocab_size: int = 1024
-    recall_share: float = 0.25
-    recall_queries: int = 20
-    recall_distances: list[int] = field(default_factory=lambda: [32, 64, 128, 200])
-    test_contexts: list[int] = field(default_factory=lambda: [256, 512, 1024])
-    n_windows: int = 48
-    n_recall: int = 12
-    n_choice: int = 48
-    n_cloze: int = 64
+    vocab_size: PositiveInt = 1024
+    recall_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    recall_queries: PositiveInt = 20
+    recall_distances: list[PositiveInt] = field(default_factory=lambda: [32, 64, 128, 200])
+    test_contexts: list[PositiveInt] = field(default_factory=lambda: [256, 512, 1024])
+    n_windows: PositiveInt = 48
+    n_recall: NonNegativeInt = 12
+    n_choice: NonNegativeInt = 48
+    n_cloze: NonNegativeInt = 64
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write tokenizer, windows (.npy, ids) and items (.jsonl) into ``job.out``."""

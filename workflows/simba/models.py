@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -63,14 +64,14 @@ class Pretrained:
     """
 
     architecture: Literal["mamba", "transformer"] = "mamba"
-    hidden_size: int = 64
-    n_layers: int = 8
-    state_size: int = 8
-    tokens: int = 250_000
-    recall_first: float = 0.0
-    batch_size: int = 1
-    learning_rate: float = 1e-2
-    checkpoint_every: int = 0
+    hidden_size: PositiveInt = 64
+    n_layers: PositiveInt = 8
+    state_size: PositiveInt = 8
+    tokens: PositiveInt = 250_000
+    recall_first: Annotated[float, Field(ge=0, le=1)] = 0.0
+    batch_size: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-2
+    checkpoint_every: NonNegativeInt = 0
     hub_id: str | None = None
     hub_family: list[str] = field(default_factory=list)
 
@@ -167,10 +168,10 @@ class Tuned:
         checkpoint_every: steps between checkpoints, 0 for none.
     """
 
-    tokens: int = 40_000
-    batch_size: int = 1
-    learning_rate: float = 1e-3
-    checkpoint_every: int = 0
+    tokens: PositiveInt = 40_000
+    batch_size: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-3
+    checkpoint_every: NonNegativeInt = 0
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the model into ``job.out``, as transformers saves it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from pydantic import PositiveInt
 
 from rematch.flops import count_flops
 
@@ -33,11 +34,11 @@ class Shapes:
         value_length: tokens of a value that is recalled, and of a cloze answer.
     """
 
-    context: int = 256
-    n_scored: int = 32
-    choice_context: int = 96
-    choice_continuation: int = 16
-    value_length: int = 2
+    context: PositiveInt = 256
+    n_scored: PositiveInt = 32
+    choice_context: PositiveInt = 96
+    choice_continuation: PositiveInt = 16
+    value_length: PositiveInt = 2
 
     @classmethod
     def of(cls, arena: Mapping[str, Any]) -> Self:

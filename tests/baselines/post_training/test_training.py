@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_revise import gpt2, llama, problems, same_weights
@@ -46,22 +45,15 @@ def test_the_rate() -> None:
 
 
 def test_every_epoch_reads_every_row_once() -> None:
-    lengths = np.random.default_rng(0).integers(3, 30, 103).tolist()
-    for by_length in (True, False):
-        batches = schedule_batches(lengths, Recipe(batch_size=10, epochs=2, by_length=by_length), 0)
-        assert len(batches) == 22
-        for epoch in (batches[:11], batches[11:]):
-            assert sorted(i for batch in epoch for i in batch) == list(range(103))
-        assert batches[:11] != batches[11:]
-        assert batches == schedule_batches(lengths, Recipe(batch_size=10, epochs=2, by_length=by_length), 0)
-        assert batches != schedule_batches(lengths, Recipe(batch_size=10, epochs=2, by_length=by_length), 1)
-    assert len(schedule_batches(lengths, Recipe(batch_size=10, steps=25), 0)) == 25
-
-    def padding(by_length: bool) -> int:
-        batches = schedule_batches(lengths, Recipe(batch_size=10, by_length=by_length), 0)
-        return sum(max(lengths[i] for i in batch) * len(batch) for batch in batches) - sum(lengths)
-
-    assert padding(True) < 0.2 * padding(False)
+    recipe = Recipe(batch_size=10, epochs=2)
+    batches = schedule_batches(103, recipe, 0)
+    assert len(batches) == 22
+    for epoch in (batches[:11], batches[11:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(103))
+    assert batches[:11] != batches[11:]
+    assert batches == schedule_batches(103, recipe, 0)
+    assert batches != schedule_batches(103, recipe, 1)
+    assert len(schedule_batches(103, Recipe(batch_size=10, steps=25), 0)) == 25
 
 
 def test_training_fits_and_leaves_evaluation_mode() -> None:
@@ -99,7 +91,7 @@ def test_a_step_in_parts_is_the_same_step() -> None:
 @pytest.mark.parametrize(
     "switch",
     [
-        {"warmup": 0.9}, {"schedule": "cosine"}, {"clip": 1e-3}, {"weight_decay": 0.5}, {"by_length": False},
+        {"warmup": 0.9}, {"schedule": "cosine"}, {"clip": 1e-3}, {"weight_decay": 0.5},
         {"steps": None, "epochs": 3}, {"steps": 3}, {"batch_size": 5}, {"learning_rate": 1e-3},
     ],
 )  # fmt: skip
@@ -113,7 +105,7 @@ def test_what_a_run_costs() -> None:
     recipe = Recipe(batch_size=8, epochs=1)
     run = train(model, objective, recipe, 0)
     expected = 0
-    for batch in schedule_batches([row.length for row in objective.rows], recipe, 0):
+    for batch in schedule_batches(len(objective.rows), recipe, 0):
         encoded = collate([objective.rows[i] for i in batch])
         count = count_flops(
             lambda ids=encoded.input_ids, n=encoded.n_logits: (
@@ -161,6 +153,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(after: int, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     with pytest.raises(RematchError, match=r"checkpoint of another run.*remove it, or give another folder"):
         train(new(), SFTObjective(EXAMPLES), recipe, 4, tmp_path)
+    with pytest.raises(RematchError, match="checkpoint of another run"):
+        train(new(), SFTObjective(EXAMPLES[::-1]), recipe, 3, tmp_path)
 
 
 def test_bad_input() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,9 @@ def test_an_interrupted_run_goes_on(
     resumed = start(m0)
     assert fit(resumed, PROBLEMS, TOKENS, config, 0, folder=tmp_path) == stages
     assert same_weights(model, resumed)
+    for other in ({"weights": TEXT}, {"beta": 0.5}, {"shuffled": True}):
+        with pytest.raises(RematchError, match=r"1_verify.* of another run"):
+            fit(start(m0), PROBLEMS, TOKENS, replace(config, **other), 0, folder=tmp_path)
 
 
 def test_bad_input(m0: dict[str, torch.Tensor]) -> None:

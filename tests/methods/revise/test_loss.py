@@ -239,7 +239,7 @@ def test_trl_has_the_same_loss_and_gradients(tmp_path: Path) -> None:
     from baselines.post_training.trl_training import make_trainer
 
     model, reference = llama(), llama(seed=1)
-    recipe = Recipe(batch_size=len(ROWS), steps=1, by_length=False, trainer="trl")
+    recipe = Recipe(batch_size=len(ROWS), steps=1, trainer="trl")
     for (stage, eos_after_refine), weights in product(CASES, (OFFICIAL, TEXT, SFT_ONLY)):
         pairs = pairs_of(stage, eos_after_refine)
         margins = reference_margins(reference, pairs)[0] if weights.preference else None

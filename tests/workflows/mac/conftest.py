@@ -20,12 +20,11 @@ from rooms import Room, load_card
 
 N_STREAM = 12
 MAC_SIZES = {
-    "n_tokens": 2, "n_blocks": 2, "n_heads": 2, "head_dim": 8, "expansion_width": 16, "max_document": 64, "max_length": 32,
-    "max_answer": 8,
+    "n_tokens": 2, "n_blocks": 2, "n_heads": 2, "head_dim": 8, "expansion_width": 16,
 }  # fmt: skip
 ENCODER = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 RECIPE = {"steps": 3, "documents": 4, "learning_rate": 0.01}
-WEIGHTS = {"n_layers": 1, "steps": 2, "batch_size": 2, "accumulation": 1, "max_document": 64, "learning_rate": 0.01}
+WEIGHTS = {"n_layers": 1, "steps": 2, "batch_size": 2, "accumulation": 1, "learning_rate": 0.01}
 SIZES: dict[str, dict[str, Any]] = {
     "corpus": {"n_names": 60, "n_documents": 96, "n_validation": 32},
     "lm": {"steps": 40, "batch_size": 32, "n_layers": 2, "hidden_size": 16, "n_heads": 2, "learning_rate": 0.01},
@@ -71,10 +70,13 @@ def streams(room: Room) -> Path:
 def job(tmp_path: Path) -> Callable[..., BaseJob]:
     """The job of a base that is built alone."""
 
-    def made(needs: Mapping[str, Path] | None = None, name: str = "some", seed: int | None = 0, **more: Any) -> BaseJob:
+    def made(
+        needs: Mapping[str, Path] | None = None, name: str = "some", seed: int | None = 0,
+        arena: Mapping[str, Any] | None = None, **more: Any,
+    ) -> BaseJob:  # fmt: skip
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}-{name}"
         out.mkdir()
-        return BaseJob("mac", "smoke", name, seed, None, needs or {}, {}, out, **more)
+        return BaseJob("mac", "smoke", name, seed, None, needs or {}, arena or {}, out, **more)
 
     return made
 

@@ -42,14 +42,24 @@ class Known(Player):
         return [self.script.answers.get((q, self.n_seen), self.script.answers.get((q, None), "")) for q in questions]
 
     def document_costs(self, document: Document) -> Costs:
-        return Costs(peak=7, saved=5, kept=3)
+        return Costs(peak=7 + 10 * self.n_seen, saved=5, kept=3)
+
+    def networks(self) -> Sequence[Tensor]:
+        return [torch.zeros(5), torch.zeros(2, dtype=torch.float64)]
+
+    def own_flops(self, questions: Sequence[str], gold: Sequence[int]) -> float:
+        return self.adapt_flops + len(questions)
+
+    def right_in_groups(self, documents: Sequence[Document], size: int) -> list[float]:
+        assert self.n_seen == 4
+        return [float(size == 2)] * len(documents)
 
     def attention_mass(self, questions: Sequence[str], gold: Sequence[int]) -> Tensor:
         return torch.tensor([[0.25, 0.75]]).repeat(len(questions), 1)
 
     @property
     def notes(self) -> dict[str, Any]:
-        return {"curve": [[5, 2.0], [10, 1.5]], "train_bytes": 99}
+        return {"curve": [[5, 2.0], [10, 1.5]], "train_bytes": {"": 99, "dropped=0.5": 60, "unasked=0.5": 70}}
 
 
 @dataclass
@@ -170,16 +180,32 @@ def test_other_quantities(board: Any) -> None:
         "learning_curve",
         "train_bytes",
         "bytes_per_document",
+        "network_bytes",
+        "bytes_in_all",
         "saved_bytes",
         "kept_bytes",
         "meta_flops",
+        "meta_texts",
     )
     found = values(board(*metrics))
     assert found["attention_mass", "block=1"] == 0.25
     assert found["attention_mass", "block=2"] == 0.75
     assert found["attention_mass", ""] == 0.5
     assert (found["learning_curve", "step=5"], found["learning_curve", "step=10"], found["learning_curve", ""]) == (2, 1.5, 1.5)  # fmt: skip
-    assert [found[name, ""] for name in metrics[2:]] == [99, 7, 5, 3, 0]
+    # With the four documents of the stream read, and five numbers of 4 bytes and two of 8 in networks.
+    assert [found[name, ""] for name in metrics[2:]] == [99, 47, 36, 83, 5, 3, 0, 0]
+    assert (found["train_bytes", "dropped=0.5"], found["train_bytes", "unasked=0.5"]) == (60, 70)
+
+
+def test_small_memories(board: Any) -> None:
+    """Groups are as many as are full; sizes beyond the stream are left out."""
+    found = {m.slice: m for m in board("em_small", arena={"small_memories": [5, 3, 2]}).measurements}
+    assert {name: (m.value, len(m.items)) for name, m in found.items()} == {
+        "memory=2": (1, 4), "memory=3": (0, 3), "": (0, 3),
+    }  # fmt: skip
+    outcome = board("em_small", "f1", arena={"small_memories": [5]})
+    assert [m.metric for m in outcome.measurements] == ["f1"]
+    assert outcome.undefined["em_small"] == "no group of [5] documents in a stream of 4"
 
 
 @pytest.mark.parametrize("axis", ["memory_time", "ablation"])
@@ -235,6 +261,8 @@ def test_budgets(room: Any) -> None:
     outcome = room.arena().play(fixed)
     assert outcome.flops_target is None
     assert outcome.flops == sum(spent.values())
+    grouped = dataclasses.replace(fixed, contender=dataclasses.replace(fixed.contender, group_size=4))
+    assert room.arena().play(grouped).flops > 1.1 * outcome.flops  # counted with the contender's own options
 
 
 def test_all_answer_the_same_questions(room: Any) -> None:

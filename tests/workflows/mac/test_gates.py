@@ -1,12 +1,11 @@
-"""The sheet's first sanity gate at a scale for tests: what an entry holds of its document can be answered from.
+"""Before matching names: what an entry holds of its document can be answered from, at a scale for tests.
 
-Matching names among several entries comes later: with the card's recipe at this scale after about 30 CPU-seconds, more than
-a test may take; the learning curve of the mini tier shows it.
+A few people, a recipe of its own and a threshold that fits them: it is the path from an entry to an answer that is tested. The
+sheet's gates, names matched in memories of 4 and of 16 documents, are played at every tier (metric ``em_small`` of the card).
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from workflows.mac.corpus import MAIN, read_stream
 from workflows.mac.memory import load_memory
 from workflows.mac.players import Asking
 
-STEPS, SECONDS = 220, 25
+STEPS = 220
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +42,7 @@ def gate(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-def test_answers_come_from_the_gold_entry(gate: Any) -> None:
-    began = time.process_time()
+def test_an_entry_that_is_given_holds_the_answers_for_names_that_are_new(gate: Any) -> None:
     bases: dict[str, Path] = {name: gate.build(name)[0] for name in ("lm", "qa_lm", "streams", "memory_none")}
     mac = load_memory(bases["memory_none"], bases, None)
     documents = read_stream(bases["streams"], MAIN)  # of names that meta-training never met
@@ -59,7 +57,6 @@ def test_answers_come_from_the_gold_entry(gate: Any) -> None:
 
     texts = [document.text for document in documents]
     gold, wrong = right(texts, rows), right(texts, (rows + 1) % len(texts))
-    print(f"gold {gold:.2f}, another document {wrong:.2f}, {time.process_time() - began:.1f} CPU-seconds")
+    print(f"gold {gold:.2f}, another document {wrong:.2f}")
     assert gold > 0.25
     assert gold > 3 * wrong
-    assert time.process_time() - began < 2 * SECONDS

@@ -20,8 +20,9 @@ from rematch.arena import BaseJob
 from rematch.errors import RematchError
 from rematch.flops import count_flops
 from workflows.mac import memory as module
+from workflows.mac.arena import Arena
 from workflows.mac.corpus import MAIN, read_documents, read_stream
-from workflows.mac.memory import Memory, alike, load_memory, read_notes, sentences, step_bytes
+from workflows.mac.memory import Memory, alike, load_memory, look_up_flops, read_notes, sentences, step_bytes
 from workflows.mac.players import Asking
 from workflows.mac.world import World, question_key
 
@@ -184,20 +185,92 @@ def test_the_streams_share_of_the_networks_is_what_a_player_spends(room: Any, ne
     with torch.no_grad():
         looked_up = count_flops(lambda: player.mac.modulation(player.mac.aggregate(questions))).forward
     assert looked_up == spent["looking_up"] > 0
-    player.answer(questions, [0] * len(questions))
+    gold = [0] * len(questions)
+    player.answer(questions, gold)
     assert player.answer_flops > spent["looking_up"]
-    assert player.own_flops == spent["adapting"] + spent["looking_up"]
+    assert player.own_flops(questions, gold) == spent["adapting"] + spent["looking_up"]
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_looking_up_is_counted_once_a_shape(
+    room: Any, needs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, group_size: int | None
+) -> None:
+    mac = load_memory(room.build("memory")[0], needs, None)
+    stream = read_stream(needs["streams"], MAIN)
+    mac.adapt([document.text for document in stream])
+    questions = [pair.question for document in stream for pair in document.pairs]
+    parts = [questions[first : first + 10] for first in range(0, len(questions), 10)]  # the last is shorter
+
+    def look_up() -> None:
+        with torch.no_grad():
+            for part in parts:
+                mac.modulation(mac.aggregate(part, group_size=group_size))
+
+    counted: list[Any] = []
+    monkeypatch.setattr(module, "count_flops", lambda fn: counted.append(fn) or count_flops(fn))
+    assert look_up_flops(mac, questions, 10, group_size) == count_flops(look_up).forward
+    assert len(counted) < len(parts)
 
 
 def test_dropout_keeps_fewer_bytes(room: Any, needs: dict[str, Path]) -> None:
     mac = load_memory(room.build("memory")[0], needs, None)
     documents = [(d.text, d.pairs) for d in read_documents(needs["streams"] / "train.jsonl")]
     recipe = Recipe(steps=1, documents=8, learning_rate=1.0)
-    whole = step_bytes(mac, documents, recipe, 0)
+    found = step_bytes(mac, documents, recipe, 0)
+    whole = found[""]
     dropped = step_bytes(mac, documents, dataclasses.replace(recipe, dropout=BackpropDropout(0.75)), 0)
-    assert dropped < 0.5 * whole
-    assert whole < step_bytes(mac, documents, dataclasses.replace(recipe, banks=2), 0) < 2.5 * whole
-    assert whole == step_bytes(mac, documents, recipe, 0)
+    assert dropped == {"": found["dropped=0.75"]}
+    assert dropped[""] < 0.5 * whole
+    assert whole < step_bytes(mac, documents, dataclasses.replace(recipe, banks=2), 0)[""] < 2.5 * whole
+    assert found == step_bytes(mac, documents, recipe, 0)
+
+
+def test_a_step_falls_with_what_is_dropped_and_less_so_with_what_is_not_asked(
+    room: Any, needs: dict[str, Path]
+) -> None:
+    folder, _ = room.build("memory")
+    found = read_notes(folder)["train_bytes"]
+    shares = ["0", "0.25", "0.5", "0.75"]  # of 4 documents the last is all but one
+    assert found.keys() == {"", *(f"{how}={p}" for how in ("dropped", "unasked") for p in shares)}
+    for how in ("dropped", "unasked"):
+        sizes = [found[f"{how}={p}"] for p in shares]
+        assert sizes[0] == found[""]
+        assert sizes == sorted(set(sizes), reverse=True)
+    assert all(found[f"dropped={p}"] < found[f"unasked={p}"] for p in shares[1:])
+    eight = step_bytes(
+        load_memory(folder, needs, None),
+        [(d.text, d.pairs) for d in read_documents(needs["streams"] / "train.jsonl")],
+        Recipe(steps=1, documents=8, learning_rate=1.0),
+        0,
+    )
+    assert eight["dropped=0.875"] < eight["dropped=0.75"]
+
+
+# -- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def test_lengths_are_the_arenas(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:
+    chosen, arena = options(room) | {"stages": []}, {"max_document": 8, "max_length": 7, "max_answer": 2}
+    made = job(needs, arena=arena)
+    Memory(**chosen).build(made)
+    config = load_memory(made.out, needs, None).config
+    assert (config.max_document, config.max_length, config.max_answer, config.max_question) == (8, 7, 2, 5)
+    made = job(needs)
+    Memory(**chosen).build(made)
+    config, arena_of_defaults = load_memory(made.out, needs, None).config, Arena()
+    for name in ("max_document", "max_length", "max_answer"):
+        assert getattr(config, name) == getattr(arena_of_defaults, name)
+
+
+def test_only_what_reads_documents_before_a_question_has_a_length_of_its_own(
+    room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]
+) -> None:
+    chosen = options(room) | {"stages": [], "reads": 2}
+    chosen["sizes"] = chosen["sizes"] | {"max_length": 100}
+    made = job(needs)
+    Memory(**chosen).build(made)
+    config = load_memory(made.out, needs, None).config
+    assert (config.max_length, config.max_question) == (100, 24)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -216,6 +289,8 @@ def test_dropout_keeps_fewer_bytes(room: Any, needs: dict[str, Path]) -> None:
         ({"stages": [{"of": "documents", "step": 1}]}, r"bases\.some: stages: unknown key 'step'"),
         ({"stages": [{"steps": 1}]}, r"bases\.some: stages: unknown of"),
         ({"base_lm": "tuend"}, r"bases\.some: unknown base_lm 'tuend'; allowed: tuned, plain, reader"),
+        ({"sizes": {"max_document": 8}}, r"bases\.some: sizes: max_document: lengths are those of the arena"),
+        ({"sizes": {"max_length": 64}}, r"bases\.some: sizes: max_length: lengths are those of the arena"),
         ({"n_documents": 65}, r"bases\.some: n_documents: 65; the base 'streams' holds 64 to train on"),
     ],
 )  # fmt: skip
@@ -230,6 +305,18 @@ def test_what_is_gone_on_from_read_no_more(room: Any, needs: dict[str, Path], jo
     needs = needs | {"memory_start": room.build("memory_start")[0]}
     with pytest.raises(RematchError, match=r"bases\.some: n_documents: 16; it goes on from one that read 32"):
         Memory(n_documents=16, recipe={"steps": 1, "documents": 4, "learning_rate": 0.01}).build(job(needs))
+
+
+@pytest.mark.parametrize("key", ["sizes", "encoder", "question_encoder", "encoder_sizes"])
+def test_what_goes_on_has_no_networks_of_its_own(
+    room: Any, needs: dict[str, Path], job: Callable[..., BaseJob], key: str
+) -> None:
+    needs = needs | {"memory_start": room.build("memory_start")[0]}
+    value = {"sizes": {"n_tokens": 3}, "encoder_sizes": {"d_model": 8}}.get(key, "some/t5")
+    with pytest.raises(RematchError, match=rf"bases\.some: {key}: it goes on from 'memory_start'"):
+        Memory(n_documents=64, recipe={"steps": 1, "documents": 4, "learning_rate": 0.01}, **{key: value}).build(
+            job(needs)
+        )
 
 
 def test_a_stage_may_drop_gradients_too(room: Any, needs: dict[str, Path], job: Callable[..., BaseJob]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from baselines.online import BM25
+from baselines.qa import QAPair
 from rematch.arena import Task
 from rematch.errors import RematchError
 from rematch.play import Skip
@@ -21,6 +22,7 @@ from workflows.mac.memory_player import MemoryPlayer
 from workflows.mac.players import Asking, Player
 from workflows.mac.retrieval import RetrievalPlayer
 from workflows.mac.streams import Document
+from workflows.mac.world import RELATIONS
 
 ASKING = Asking(max_new_tokens=3, max_length=32, max_answer=8, max_document=64)
 RATE = {"learning_rate": 0.01}
@@ -112,6 +114,31 @@ def test_asking_for_costs_changes_no_one(play: Make, documents: list[Document]) 
         assert (costs.saved > 0) == (name != "mac") != (costs.kept > 0)
 
 
+def test_a_document_is_read_beside_the_bank_of_all_that_was_read_before(play: Make, documents: list[Document]) -> None:
+    player: Any = play("mac")
+    alone = player.document_costs(documents[0])
+    player.adapt(documents)
+    costs = player.document_costs(documents[0])
+    assert costs.peak - alone.peak == player.mac.bank.tensor.nbytes == 12 * costs.kept > 0
+    tuner: Any = play("uniform")
+    before = tuner.document_costs(documents[0]).peak
+    tuner.adapt(documents)
+    assert tuner.document_costs(documents[0]).peak == before
+
+
+def test_networks_beside_the_language_model(play: Make) -> None:
+    for name in ("no_adaptation", "even_attention", "uniform", "salient_spans", "bm25"):
+        assert not list(play(name).networks())
+    mac: Any = play("mac")
+    assert {id(p) for _, p in mac.mac.networks()} <= {id(each) for each in mac.networks()}
+    assert not {id(p) for p in mac.lm.parameters()} & {id(each) for each in mac.networks()}
+    camels: Any = play("camels")
+    assert [id(p) for p in camels.net.parameters()] == [id(each) for each in camels.networks()][
+        : len([*camels.net.parameters()])
+    ]
+    assert sum(each.numel() for each in camels.networks()) > 0
+
+
 def test_counted_answers_are_the_same(play: Make, documents: list[Document]) -> None:
     for name in ("no_adaptation", "mac"):
         plain, counted = play(name), play(name, counting=True)
@@ -201,6 +228,8 @@ def test_the_level_picks_the_base(play: Make, room: Any, name: str, what: str) -
     fewer = play(name, axis="data_efficiency", level=32)
     assert [each.meta_flops for each in (whole, fewer)] == [room.build(base)[1].train_flops for base in bases]
     assert whole.meta_flops != fewer.meta_flops
+    assert [each.meta_texts for each in (whole, fewer)] == [room.build(base)[1].samples_seen for base in bases]
+    assert whole.meta_texts != fewer.meta_texts
     assert play(name, level=8).meta_flops == whole.meta_flops  # elsewhere the largest
     with pytest.raises(RematchError, match=rf"no {what} meta-trained on 48 documents; there are: 32, 64"):
         play(name, axis="data_efficiency", level=48)
@@ -293,6 +322,53 @@ def test_attention(play: Make, documents: list[Document]) -> None:
         other.adapt(documents)
         with pytest.raises(Skip):
             other.attention_mass(asked, gold)
+
+
+def test_answers_from_groups_are_those_of_their_banks(
+    play: Make, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    player: Any = play("mac")
+    player.adapt(documents)
+    seen: list[torch.Tensor] = []
+    real = player.mac.aggregate
+
+    def spy(asked: Sequence[str], bank: Any = None, **more: Any) -> torch.Tensor:
+        seen.append(real(asked, bank, **more))
+        return seen[-1]
+
+    monkeypatch.setattr(player.mac, "aggregate", spy)
+    player.right_in_groups(documents, 4)
+    truths = [pair.answer for document in documents for pair in document.pairs]
+    monkeypatch.setattr(player.mac, "answer", lambda asked, **more: [*truths[:-1], ""])
+    assert player.right_in_groups(documents, 4) == [1.0] * (len(truths) - 1) + [0.0]
+    with torch.no_grad():
+        for first in range(0, 12, 4):
+            alone: Any = play("mac")
+            alone.adapt(documents[first : first + 4])
+            asked, _ = questions(documents[first : first + 4])
+            torch.testing.assert_close(
+                torch.cat(seen)[3 * first : 3 * first + 12], alone.mac.aggregate(asked), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_guessing_in_a_group_by_hand(play: Make) -> None:
+    def of(name: str, *asked: tuple[str, str]) -> Document:
+        pairs = tuple(QAPair(RELATIONS[key].question.format(name=name), answer) for key, answer in asked)
+        return Document(name, "a text", pairs)
+
+    one, other = list(RELATIONS)[:2]
+    read = [of("ann", (one, "x"), (other, "u")), of("bob", (one, "y")), of("cyd", (one, "x")), of("dan", (other, "x"))]
+    even = play("even_attention")
+    assert even.right_in_groups(read, 4) == pytest.approx([2 / 3, 1 / 2, 1 / 3, 2 / 3, 1 / 2])
+    assert even.right_in_groups(read, 2) == pytest.approx([1 / 2, 1, 1 / 2, 1, 1])
+    published = [Document(name, "a text", (QAPair(f"who ?{name}", name),)) for name in ("a1", "a2")]
+    assert even.right_in_groups(published, 2) == [0.5, 0.5]  # all are of one kind
+
+
+def test_who_cannot_be_asked_in_groups(play: Make, documents: list[Document]) -> None:
+    for name in ("no_adaptation", "mac_group4", "mac_nearest", "mac_gold", "mac_none", "mac_retrieved"):
+        with pytest.raises(Skip, match="cannot be divided into groups"):
+            play(name).right_in_groups(documents, 4)
 
 
 def test_what_it_may_see_is_one_of_three(play: Make) -> None:

@@ -13,8 +13,10 @@ import torch
 from baselines.online import WeightNet
 from rematch.arena import BaseJob
 from rematch.errors import RematchError
+from workflows.mac import weights as module
 from workflows.mac.corpus import read_documents
 from workflows.mac.language_models import load_lm
+from workflows.mac.lengths import lengths_of
 from workflows.mac.weights import MULTIPLE, Weights, n_documents
 
 UNTRAINED = float(np.log(2)) / 3
@@ -48,8 +50,8 @@ def test_every_document_is_asked_a_question_of_its_own(room: Any, streams: Path)
     _, tokenizer = load_lm(room.build("qa_lm")[0], None)
     documents = read_documents(streams / "train.jsonl")
     anchors = [document.text for document in read_documents(room.build("corpus")[0] / "documents.jsonl")]
-    base = Weights(steps=8, accumulation=2, batch_size=4, max_document=64)
-    batches = list(base._batches(tokenizer, documents, anchors, 0))
+    base = Weights(steps=8, accumulation=2, batch_size=4)
+    batches = list(base._batches(tokenizer, documents, anchors, 0, lengths_of({})))
     assert len(batches) == 16
     read = []
     for batch in batches:
@@ -64,8 +66,28 @@ def test_every_document_is_asked_a_question_of_its_own(room: Any, streams: Path)
         for ids, mask in zip(batch.anchor_ids, batch.anchor_mask, strict=True):
             assert tokenizer.decode(ids[mask.bool()]) in anchors
     assert len(set(read)) == 64  # each once before one comes again
-    cut = next(Weights(steps=1, batch_size=4, max_document=16)._batches(tokenizer, documents, anchors, 0))
-    assert cut.input_ids.shape[1] == 16
+
+
+def test_texts_are_read_as_far_as_the_arena_says(
+    room: Any, streams: Path, job: Callable[..., BaseJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {name: room.build(name)[0] for name in ("qa_lm", "streams", "corpus")}
+    read: list[Any] = []
+
+    class Enough(Exception):
+        pass
+
+    def spy(net: Any, lm: Any, batches: Any, *rest: Any) -> None:
+        read.extend(batches)
+        raise Enough
+
+    monkeypatch.setattr(module, "meta_train", spy)
+    base = Weights(n_documents=8, n_layers=1, steps=4, batch_size=4, accumulation=1)
+    with pytest.raises(Enough):
+        base.build(job(needs, arena={"max_document": 16, "max_length": 6, "max_answer": 2}))
+    assert {(each.input_ids.shape[1], each.anchor_ids.shape[1]) for each in read} == {(16, 16)}
+    assert max(int(each.qa.attention_mask.sum(1).max()) for each in read) == 6
+    assert {int(n) for each in read for n in each.qa.labels_mask.sum(1)} == {2}
 
 
 def test_too_few_documents(room: Any, streams: Path, job: Callable[..., BaseJob]) -> None:
