@@ -20,12 +20,12 @@ from rematch.arena import Undefined
 from rematch.errors import RematchError
 from rematch.play import Skip, load
 from workflows.revise import written as writing
-from workflows.revise.arena import Arena, Match
-from workflows.revise.contenders import FewShot, Oracle, Revise, Solver
+from workflows.revise.arena import Arena, Match, VerifierMatch
+from workflows.revise.contenders import FewShot, Oracle, Revise, Solver, Verifier
 from workflows.revise.data import problems_of, read_test
 from workflows.revise.models import load_model, outside_band
 from workflows.revise.tasks import load_task
-from workflows.revise.written import META, Writer, read_written
+from workflows.revise.written import META, Writer
 
 Play = Callable[..., dict[str, Any]]
 
@@ -267,33 +267,32 @@ def test_more_trajectories_than_there_are(play: Play) -> None:
         play("test_time_compute", "sft", 9)
 
 
-def test_the_verifier_scores_revises_first_attempts(play: Play, room: Any) -> None:
+def test_the_verifier_scores_revises_first_attempts(scripted: Callable[..., Match], room: Any) -> None:
+    script = [[[DONE], [WRONG_DONE]], [[WRONG_ASKS, DONE], [DONE]], [[DONE], [DONE]], [[WRONG_DONE], [WRONG_DONE]]]
+    plain, (folder, info) = scripted(script, Verifier()), room.build("verifier")
+    bases, infos = plain.task.bases | {"verifier": folder}, plain.task.base_info | {"verifier": info}
+    match = VerifierMatch(Arena(n_votes=2), dataclasses.replace(plain.task, bases=bases, base_info=infos))
+    match.problems = plain.problems
+    model, _, tokens = load_model(folder)
+
+    def scored(trajectories: int) -> tuple[list[float], list[bool], list[int]]:
+        firsts = [
+            (i, problem, found[n].attempts[0])
+            for i, (problem, found) in enumerate(zip(match.problems, plain.written.trajectories, strict=True))
+            for n in range(trajectories)
+        ]
+        scores = [solution_scores(model, [p.prompt], [a.ids], tokens.end)[0].item() for _, p, a in firsts]
+        return scores, [p.is_right(a.ids) for _, p, a in firsts], [i for i, _, _ in firsts]
+
+    scores, right, _ = scored(1)
+    assert values(match, "auroc") == {"": pytest.approx(auroc(scores, right))}
+    assert values(match, "auroc_within") == {"": pytest.approx(auroc_within(*scored(2)))}
+    assert match.own_flops > 0
     outcome = room.play("ablation", "verifier", 1)
     assert {m.metric for m in outcome.measurements} <= {"auroc", "auroc_within", "unused"}
     assert set(outcome.undefined) >= {"accuracy", "first_accuracy", "fate", "score_density"}
-    assert outcome.train_flops == room.build("verifier")[1].train_flops
-    written = read_written(room.build("revise_written")[0], "id").trajectories
-    questions = room.build("questions")[0]
-    problems = problems_of(read_test(questions, "id"), load_task(questions))
-    model, _, tokens = load_model(room.build("verifier")[0])
-    firsts = [(problem, found[0].attempts[0]) for problem, found in zip(problems, written, strict=True)]
-    ended = [(problem, attempt) for problem, attempt in firsts if attempt.ended]
-    right = [problem.is_right(attempt.ids) for problem, attempt in ended]
-    scores = [
-        solution_scores(model, [problem.prompt], [attempt.ids], tokens.end)[0].item() for problem, attempt in ended
-    ]
-    (measured,) = [m for m in outcome.measurements if m.metric == "auroc"]
-    assert measured.value == pytest.approx(auroc(scores, right))
-    assert measured.value != pytest.approx(play("ablation", "revise", 1, "auroc")["auroc"])
-    assert outcome.notes["counts"] == room.build("verifier")[1].notes["counts"]
-    # Within a question first attempts are scored, as many as ReVISE's.
-    every = [(problem, t.attempts[0]) for problem, found in zip(problems, written, strict=True) for t in found[:2]]
-    every = [(problem, attempt) for problem, attempt in every if attempt.ended]
-    scores = solution_scores(model, [p.prompt for p, _ in every], [a.ids for _, a in every], tokens.end)[0].tolist()
-    expected = auroc_within(scores, [p.is_right(a.ids) for p, a in every], [p.prompt for p, _ in every])
-    within = play("ablation", "verifier", 1, "auroc_within", n_votes=2)
-    assert within["auroc_within"] == pytest.approx(expected)
-    assert within["outcome"].flops > 0
+    assert outcome.train_flops == info.train_flops
+    assert outcome.notes["counts"] == info.notes["counts"]
 
 
 def test_the_calibration_is_m0s(play: Play, room: Any) -> None:
