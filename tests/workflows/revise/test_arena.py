@@ -270,7 +270,7 @@ def test_more_trajectories_than_there_are(play: Play) -> None:
 def test_the_verifier_scores_revises_first_attempts(scripted: Callable[..., Match], room: Any) -> None:
     script = [[[DONE], [WRONG_DONE]], [[WRONG_ASKS, DONE], [DONE]], [[DONE], [DONE]], [[WRONG_DONE], [WRONG_DONE]]]
     plain, (folder, info) = scripted(script, Verifier()), room.build("verifier")
-    bases, infos = plain.task.bases | {"verifier": folder}, plain.task.base_info | {"verifier": info}
+    bases, infos = {**plain.task.bases, "verifier": folder}, {**plain.task.base_info, "verifier": info}
     match = VerifierMatch(Arena(n_votes=2), dataclasses.replace(plain.task, bases=bases, base_info=infos))
     match.problems = plain.problems
     model, _, tokens = load_model(folder)
