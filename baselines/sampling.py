@@ -321,7 +321,7 @@ def _sample(ids: list[int], scores: list[float], watched: list[float], stop: lis
     return Sample(tuple(ids), last, math.fsum(scores[: len(ids)]), tuple(watched))
 
 
-def _track(batches: Sequence[int], description: str) -> Any:
+def _track(batches: Sequence[list[int]], description: str) -> Any:
     if not description:
         return batches
     from rich.console import Console

@@ -181,8 +181,8 @@ def fit(
         if not rows:
             raise RematchError(
                 f"ReVISE: no sample can be used: {pool.n_unfinished} did not end, {pool.n_empty} are empty, {n_blank} hold "
-                f"no attempt, {len(attempts)} make rows of more than {limit} tokens; fine-tune the model on solutions first, or raise "
-                "max_new_tokens or max_length"
+                f"no attempt, {len(attempts)} make rows of more than {limit} tokens; fine-tune the model on solutions first, or "
+                "raise max_new_tokens or max_length"
             )
         if config.shuffled and name == "verify":
             rows = shuffle_labels(rows, stage_seed)

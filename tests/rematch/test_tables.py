@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import math
 import re
 import statistics
@@ -226,6 +227,20 @@ def test_a_contender_without_a_target_shows_no_ratio_to_it(card: Card, records: 
     }
     assert "FLOPs" not in details["Simba"]
     assert "FLOPs ×1" in details["Dense Mamba"]
+
+
+def test_a_match_may_say_what_a_number_would_hide(card: Card, records: pd.DataFrame) -> None:
+    """Under every table of the metric, the same of several seeds once; and nowhere else."""
+    frame = records.copy()
+    simba = (frame["axis"] == "flops_matched") & (frame["contender"] == "simba")
+    said = simba & (frame["level"] == "0.55") & frame["seed"].isin([1, 3])
+    frame.loc[said, "notes"] = json.dumps({"knob": 1, "remarks": {"accuracy": "never prunes"}})
+    frame.loc[simba & (frame["seed"] == 0), "notes"] = ""
+    for table in metric_tables(card, synthetic.TIER, fold(frame)):
+        told = [note for note in table.notes if "never prunes" in note]
+        right = table.data[0]["metric"] == "accuracy" and table.data[0]["axis"] == "flops_matched"
+        assert told == (["Simba, at 0.55: never prunes (seed 1, 3)."] if right else [])
+        assert ("never prunes" in table.markdown()) is right
 
 
 def test_csv_is_tidy_and_exact(tables: dict[str, Table]) -> None:

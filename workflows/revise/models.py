@@ -84,8 +84,7 @@ def load_pretrained(folder: Path, hub: Hub) -> tuple[Any, Any]:
 class FineTuned:
     """M0: a causal language model fine-tuned on solutions. Needs ``questions``.
 
-    Where its greedy accuracy ends outside ``BAND`` a note says so: there is too little that is right, or too little that is wrong,
-    to learn from.
+    Where its greedy accuracy ends outside ``BAND`` a note says so: too little is right, or too little wrong, to learn from.
 
     Attributes:
         sizes: of a Llama from scratch (``MODEL_SIZES``), for questions whose words are tokens.

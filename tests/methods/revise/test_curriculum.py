@@ -299,7 +299,7 @@ def toy_rows(n: int, seed: int) -> tuple[list[Problem], list[Row]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_a_separable_toy(shuffled: bool) -> None:
-    """Judged by true labels. AUROC is for what was learned: it ranks by differences of any size, be they accidents of a shuffle."""
+    """Judged by true labels: by AUROC where something was learned, as it ranks by differences of any size, accidents too."""
     asked, rows = toy_rows(2000, 0)
     model = llama(initializer_range=0.02)
     pairs = preference_pairs(shuffle_labels(rows, 0) if shuffled else rows, asked, "verify", TOKENS)

@@ -15,17 +15,17 @@ import pytest
 
 from baselines.post_training.dpo import solution_scores
 from methods.revise.trajectories import Attempt, Belief, Trajectory
-from methods.revise.verification import auroc
+from methods.revise.verification import auroc, auroc_within
 from rematch.arena import Undefined
 from rematch.errors import RematchError
-from rematch.play import Skip
+from rematch.play import Skip, load
 from workflows.revise import written as writing
-from workflows.revise.arena import Arena, Match
-from workflows.revise.contenders import FewShot, Oracle, Revise, Solver
+from workflows.revise.arena import Arena, Match, VerifierMatch
+from workflows.revise.contenders import FewShot, Oracle, Revise, Solver, Verifier
 from workflows.revise.data import problems_of, read_test
-from workflows.revise.models import load_model
+from workflows.revise.models import load_model, outside_band
 from workflows.revise.tasks import load_task
-from workflows.revise.written import META, read_written
+from workflows.revise.written import META, Writer
 
 Play = Callable[..., dict[str, Any]]
 
@@ -171,6 +171,51 @@ def test_nothing_is_dropped_silently(scripted: Callable[..., Match], room: Any) 
     assert len(next(iter(match.accuracy())).items or ()) == 6
 
 
+def with_notes(match: Match, base: str, **notes: Any) -> Match:
+    info = dataclasses.replace(match.task.base_info[base], notes=dict(match.task.base_info[base].notes) | notes)
+    match.task = dataclasses.replace(match.task, base_info={**match.task.base_info, base: info})
+    return match
+
+
+def test_what_training_could_not_use_is_measured(scripted: Callable[..., Match]) -> None:
+    first = {"sampled": 8, "unfinished": 1, "empty": 0, "blank": 1, "too_long": 0, "cut": 0, "rows": 6, "right": 3}
+    second = {"sampled": 8, "unfinished": 2, "empty": 1, "blank": 0, "too_long": 1, "cut": 2, "rows": 2, "right": 2}
+    match = with_notes(scripted(SCRIPT), "revise_written", counts={"1 verify": first, "2 correct": second})
+    assert values(match, "unused") == {
+        "": 6 / 16, "unused=unfinished": 3 / 16, "unused=empty": 1 / 16, "unused=blank": 1 / 16, "unused=too long": 1 / 16,
+        "unused=cut": 2 / 16,
+    }  # fmt: skip
+    assert values(match, "right_rows") == {"": 5 / 8, "stage=1 verify": 0.5, "stage=2 correct": 1.0}
+    assert match.notes["counts"] == {"1 verify": first, "2 correct": second}
+    rival = with_notes(match, "revise_written", counts={"samples": {"sampled": 4, "unfinished": 1, "empty": 0}})
+    assert values(rival, "unused") == {"": 1 / 4, "unused=unfinished": 1 / 4, "unused=empty": 0.0}
+    with pytest.raises(Undefined, match="right or wrong"):
+        values(rival, "right_rows")
+    with pytest.raises(Undefined, match="nothing was sampled"):
+        values(with_notes(match, "revise_written", counts={}), "unused")
+
+
+def test_tables_are_told_who_refines_nothing_or_everything(scripted: Callable[..., Match]) -> None:
+    assert scripted(SCRIPT).remarks == {}
+    assert scripted([[[DONE]], [[WRONG_DONE]]]).remarks == dict.fromkeys(("refine_rate", "accuracy"), "never refines")
+    assert scripted([[[WRONG_ASKS, DONE]]] * 2).remarks["refine_rate"] == "always refines"
+    assert scripted([[[DONE]]], Revise(tries=1)).remarks == {}  # is not asked to
+
+
+def test_tables_are_told_where_m0_is_not_as_it_was_meant_to_be(play: Play, room: Any) -> None:
+    notes = room.build("m0")[1].notes
+    expected = outside_band(notes["accuracy"])
+    assert notes.get("warning") == expected.get("warning")
+    found = play("ablation", "sft", 1)["outcome"].remarks
+    assert found == (dict.fromkeys(("accuracy", "calibration"), expected["warning"]) if expected else {})
+    assert outside_band(0.35) == outside_band(0.75) == {}
+    assert outside_band(1 / 3)["warning"] == "M0 ends at 0.333 on validation questions, outside 0.35 to 0.75"
+    task = room.task("ablation", "sft", 1)
+    match = with_notes(Match(Arena(), task), "m0", warning="M0 ends at 1.000")
+    assert match.remarks == {"accuracy": "M0 ends at 1.000", "calibration": "M0 ends at 1.000"}
+    assert with_notes(Match(Arena(), room.task("ablation", "rft", 1)), "m0", warning="so").remarks == {}
+
+
 def test_transcripts_say_what_happened(scripted: Callable[..., Match]) -> None:
     match = scripted(SCRIPT)
     match.arena.n_transcripts = 2
@@ -222,24 +267,32 @@ def test_more_trajectories_than_there_are(play: Play) -> None:
         play("test_time_compute", "sft", 9)
 
 
-def test_the_verifier_scores_revises_first_attempts(play: Play, room: Any) -> None:
+def test_the_verifier_scores_revises_first_attempts(scripted: Callable[..., Match], room: Any) -> None:
+    script = [[[DONE], [WRONG_DONE]], [[WRONG_ASKS, DONE], [DONE]], [[DONE], [DONE]], [[WRONG_DONE], [WRONG_DONE]]]
+    plain, (folder, info) = scripted(script, Verifier()), room.build("verifier")
+    bases, infos = {**plain.task.bases, "verifier": folder}, {**plain.task.base_info, "verifier": info}
+    match = VerifierMatch(Arena(n_votes=2), dataclasses.replace(plain.task, bases=bases, base_info=infos))
+    match.problems = plain.problems
+    model, _, tokens = load_model(folder)
+
+    def scored(trajectories: int) -> tuple[list[float], list[bool], list[int]]:
+        firsts = [
+            (i, problem, found[n].attempts[0])
+            for i, (problem, found) in enumerate(zip(match.problems, plain.written.trajectories, strict=True))
+            for n in range(trajectories)
+        ]
+        scores = [solution_scores(model, [p.prompt], [a.ids], tokens.end)[0].item() for _, p, a in firsts]
+        return scores, [p.is_right(a.ids) for _, p, a in firsts], [i for i, _, _ in firsts]
+
+    scores, right, _ = scored(1)
+    assert values(match, "auroc") == {"": pytest.approx(auroc(scores, right))}
+    assert values(match, "auroc_within") == {"": pytest.approx(auroc_within(*scored(2)))}
+    assert match.own_flops > 0
     outcome = room.play("ablation", "verifier", 1)
-    assert {m.metric for m in outcome.measurements} <= {"auroc"}
+    assert {m.metric for m in outcome.measurements} <= {"auroc", "auroc_within", "unused"}
     assert set(outcome.undefined) >= {"accuracy", "first_accuracy", "fate", "score_density"}
-    assert outcome.train_flops == room.build("verifier")[1].train_flops
-    written = read_written(room.build("revise_written")[0], "id").trajectories
-    questions = room.build("questions")[0]
-    problems = problems_of(read_test(questions, "id"), load_task(questions))
-    model, _, tokens = load_model(room.build("verifier")[0])
-    firsts = [(problem, found[0].attempts[0]) for problem, found in zip(problems, written, strict=True)]
-    ended = [(problem, attempt) for problem, attempt in firsts if attempt.ended]
-    right = [problem.is_right(attempt.ids) for problem, attempt in ended]
-    scores = [
-        solution_scores(model, [problem.prompt], [attempt.ids], tokens.end)[0].item() for problem, attempt in ended
-    ]
-    (measured,) = outcome.measurements
-    assert measured.value == pytest.approx(auroc(scores, right))
-    assert measured.value != pytest.approx(play("ablation", "revise", 1, "auroc")["auroc"])
+    assert outcome.train_flops == info.train_flops
+    assert outcome.notes["counts"] == info.notes["counts"]
 
 
 def test_the_calibration_is_m0s(play: Play, room: Any) -> None:
@@ -277,3 +330,40 @@ def test_nothing_measured_is_not_a_number(play: Play) -> None:
         assert all(math.isfinite(value) for name, value in found.items() if name != "outcome")
         assert "lm_eval_accuracy" in found["outcome"].undefined
     assert np.isfinite(found["outcome"].train_flops)
+
+
+# -- what the card has meet --------------------------------------------------------------------------------------------
+
+RULES = {
+    "revise", "revise_plain", "revise_likelihood", "revise_mean_likelihood", "revise_in_trajectory", "revise_shuffled_votes",
+    "revise_random_votes", "oracle",
+}  # fmt: skip
+TRIES = {"revise_first": 1, "revise": 2, "revise_third": 3}
+
+
+@pytest.mark.parametrize("tier", ["mini", "real", "paper"])
+def test_all_rules_and_tries_meet_at_every_number_of_trajectories(card: Any, tier: str) -> None:
+    axis = card.axis("test_time_compute", tier)
+    assert {1, 2, 4, 8} <= set(axis.levels)
+    assert set(axis.contenders) >= RULES | set(TRIES)
+    specs = {name: card.spec.contenders[name] for name in RULES | set(TRIES)}
+    assert {spec.bases[0] for spec in specs.values()} == {"revise_written"}  # the same trajectories
+    for name, tries in TRIES.items():
+        assert load(specs[name].use)(**card.options("contenders", name, tier)).tries == tries
+    for name in axis.contenders:
+        written = card.options("bases", card.spec.contenders[name].bases[0], tier)
+        assert written.get("n", Writer.n) >= max(axis.levels), name
+
+
+def test_the_control_of_shuffled_labels_votes_in_both_ways(card: Any) -> None:
+    both = [card.spec.contenders[name] for name in ("revise_shuffled", "revise_shuffled_plain")]
+    assert both[0].bases == both[1].bases
+    assert [load(each.use)(**each.options).vote for each in both] == ["weighted", "plain"]
+    assert {"revise_shuffled", "revise_shuffled_plain"} <= set(card.axis("test_time_compute", "mini").contenders)
+
+
+def test_at_the_paper_tier_trl_trains(card: Any) -> None:
+    trained = {name for name in card.spec.bases if "recipe" in card.options("bases", name, "paper")}
+    assert {"m0", "revise", "revise_cycle2", "rft", "star", "dpo", "verifier", "sft_continued"} <= trained
+    assert {card.options("bases", name, "paper")["recipe"]["trainer"] for name in trained} == {"trl"}
+    assert not any("trainer" in card.options("bases", name, "mini").get("recipe", {}) for name in trained)
