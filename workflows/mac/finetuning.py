@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from baselines.online import Document as Tokens
@@ -25,9 +25,17 @@ from workflows.mac.weights import n_documents
 class FinetuningPlayer(Player):
     """A language model whose weights change with every document."""
 
-    def __init__(self, task: Task, asking: Asking, counting: bool, learning_rate: float, clip: float) -> None:
+    def __init__(
+        self,
+        task: Task,
+        asking: Asking,
+        counting: bool,
+        learning_rate: float,
+        clip: float,
+        n_positions: int | None = None,
+    ) -> None:
         super().__init__(task, asking, counting)
-        self.finetuner = OnlineFinetuner(self.lm, self.weights(), learning_rate, clip, seed=task.seed)
+        self.finetuner = OnlineFinetuner(self.lm, self.weights(), learning_rate, clip, n_positions, task.seed)
 
     def weights(self) -> WeightsFn:
         """The weight of every token of a document."""
@@ -65,8 +73,10 @@ class FinetuningPlayer(Player):
             new.finetuner.adapt(tokens)
         return Costs(peak=memory.peak, saved=new.finetuner.cost.saved_bytes)
 
-    def _options(self) -> dict[str, float]:
-        return {"learning_rate": self.finetuner.optimizer.param_groups[0]["lr"], "clip": self.finetuner.clip}
+    def _options(self) -> dict[str, Any]:
+        own = self.finetuner
+        rate = own.optimizer.param_groups[0]["lr"]
+        return {"learning_rate": rate, "clip": own.clip, "n_positions": own.n_positions}
 
 
 class SalientPlayer(FinetuningPlayer):
@@ -114,14 +124,17 @@ class Uniform:
     Attributes:
         learning_rate: Adam's.
         clip: largest norm of a document's gradient.
+        n_positions: tokens and padding of a document that the mean of its loss counts on; 1,024 in the official code, so that a
+            long document weighs more than a short one. None: as many as it has.
     """
 
     learning_rate: PositiveFloat = 6.5e-6
     clip: PositiveFloat = 750.0
+    n_positions: PositiveInt | None = None
     plays: ClassVar[type[FinetuningPlayer]] = FinetuningPlayer
 
     def player(self, task: Task, asking: Asking, counting: bool) -> Player:
-        return self.plays(task, asking, counting, self.learning_rate, self.clip)
+        return self.plays(task, asking, counting, self.learning_rate, self.clip, self.n_positions)
 
 
 @dataclass

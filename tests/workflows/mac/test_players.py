@@ -425,3 +425,12 @@ def test_what_it_may_see_is_one_of_three(play: Make) -> None:
 
 def test_uniform_is_the_plain_fine_tuner(play: Make) -> None:
     assert type(play("uniform")) is FinetuningPlayer
+
+
+def test_documents_count_as_if_padded_where_the_card_says_so(play: Make, card: Any) -> None:
+    player = play("uniform", options=RATE | {"n_positions": 1024})
+    assert player.finetuner.n_positions == 1024
+    assert player._options() == RATE | {"clip": 750.0, "n_positions": 1024}
+    for tier, expected in (("mini", None), ("real", 1024), ("paper", 1024)):
+        for name in FINETUNERS:
+            assert card.options("contenders", name, tier).get("n_positions") == expected
