@@ -5,7 +5,8 @@ The first one takes all digits at once; a model that cannot do that guesses it, 
 Checking is local: the last number must be the last digit's, any other one its digit more than the next. And a wrong
 solution tells how to mend it, for all its numbers are off by the same. Nothing in the data marks what is right or wrong.
 
-Parts share no question and no solution's reason either: digits that are the same modulo 3 everywhere go into the same part.
+A solution depends on the digits modulo 3 alone. Questions that have these in common go into the same part, so that none of a
+test was trained on.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_least_first_needs_no_looking_ahead() -> None:
         assert question.question == same.question
 
 
-def test_questions_differ_and_parts_share_neither_questions_nor_solutions_for_the_same_reason() -> None:
+def test_questions_differ_and_no_two_parts_share_what_solutions_depend_on() -> None:
     def residues(question: Question) -> tuple[int, ...]:
         return tuple(digit % TASK.modulus for digit in digits(question.question))
 
