@@ -5,6 +5,7 @@ Every question is answered from all documents of its memory, so that each docume
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -165,7 +166,8 @@ def train(
         for share in sorted(set(shares.values()))
     ]
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
-    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "examples": len(examples)}, sort_keys=True)
+    digest = hashlib.sha256(repr((list(examples), read.tolist())).encode("utf-8", "surrogatepass")).hexdigest()
+    run = json.dumps({"recipe": asdict(recipe), "seed": seed, "examples": digest}, sort_keys=True)
     before = resume(checkpoint, run, networks, optimizer, {"draws": generator}) if checkpoint else None
     done = Training(**before or {})
     first = len(done.losses)
