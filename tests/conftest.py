@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: as jobs have it, and no sum depends on the cores
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENGINE_FILES = ("Snakefile", "profiles", "config", "pyproject.toml", "reports/templates", "workflows/common.smk")
 TARGET = "toy_flops_matched"

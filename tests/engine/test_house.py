@@ -22,7 +22,7 @@ OPEN_LINTS = {"Specify a conda environment or container for each rule."}
 
 def check(*command):
     done = subprocess.run(
-        [BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

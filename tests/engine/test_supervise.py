@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import is_alive
 
 from rematch.play import Meter
 from rematch.supervise import supervise
@@ -18,14 +19,6 @@ from rematch.supervise import supervise
 @pytest.fixture
 def log(tmp_path):
     return tmp_path / "logs" / "worker.log"
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_work_that_ends_well(log, tmp_path):
@@ -79,19 +72,23 @@ def start_sleeper(pids):
 
 
 @pytest.mark.parametrize(
-    ("after", "kind"),
-    [(lambda: time.sleep(600), "timeout"), (lambda: None, "ok"), (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed")],
+    ("after", "limit", "kind"),
+    [
+        (lambda: time.sleep(600), 2.0, "timeout"),
+        (lambda: None, 60.0, "ok"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 60.0, "killed"),
+    ],
     ids=["over its time", "done", "killed"],
-)  # fmt: skip
-def test_grandchildren_end_with_the_worker(log, tmp_path, wait_until, after, kind):
+)
+def test_grandchildren_end_with_the_worker(log, tmp_path, wait_until, after, limit, kind):
     def work():
         start_sleeper(tmp_path / "pid")
         after()
 
-    end = supervise(work, 1.0, log)
+    end = supervise(work, limit, log)
     assert end.kind == kind
     pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_the_time_limit_is_said(log):
@@ -137,7 +134,7 @@ def test_a_worker_dies_with_its_parent(tmp_path, wait_until):
     parent.kill()
     parent.wait()
     pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_the_meter_reads_time_and_peak_memory(log, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from processes import is_alive
 
 from rematch.warm import ADDRESS, Server, submit
 
@@ -64,14 +65,6 @@ def interrupts():
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def client(what, folder):
@@ -142,7 +135,7 @@ def test_when_the_client_goes_the_job_goes(server, tmp_path, wait_until):
     process.communicate()
     for name in ("pid", "child"):
         pid = int((tmp_path / name).read_text())
-        wait_until(lambda pid=pid: not alive(pid))
+        wait_until(lambda pid=pid: not is_alive(pid))
     assert submit(["work", str(tmp_path)]) == 0
 
 
@@ -154,7 +147,7 @@ def test_when_the_server_is_killed_the_job_dies_and_the_client_takes_over(server
     server.kill()
     process.communicate(timeout=30)
     assert json.loads((tmp_path / "answer").read_text()) is None
-    wait_until(lambda: not alive(int((tmp_path / "pid").read_text())))
+    wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
 
 def test_when_the_server_is_told_to_end_the_client_does_not_take_over(server, tmp_path, wait_until):
@@ -164,7 +157,7 @@ def test_when_the_server_is_told_to_end_the_client_does_not_take_over(server, tm
     _, error = process.communicate(timeout=30)
     assert json.loads((tmp_path / "answer").read_text()) == 1
     assert error == "rematch: the run was ended\n"
-    wait_until(lambda: not alive(int((tmp_path / "child").read_text())))
+    wait_until(lambda: not is_alive(int((tmp_path / "child").read_text())))
 
 
 def test_ctrl_c_is_not_for_the_server(server, tmp_path):
@@ -182,10 +175,10 @@ def test_the_server_does_not_outlive_its_starter(tmp_path, wait_until):
     starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     wait_until(lambda: (tmp_path / "server").is_file() and (tmp_path / "server").read_text())
     pid = int((tmp_path / "server").read_text())
-    assert alive(pid)
+    assert is_alive(pid)
     starter.kill()
     starter.wait()
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_stopping_cleans_up(tmp_path, monkeypatch):

@@ -284,9 +284,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(after: int, tmp_path: P
         run.flops, run.documents, run.questions, run.tokens,
     )  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    for examples, seed in ((EXAMPLES, 4), (EXAMPLES[::-1], 3)):
+    for other, seed in ((EXAMPLES, 4), (EXAMPLES[::-1], 3)):
         with pytest.raises(RematchError, match="is the checkpoint of another run"):
-            train(new(), examples, Recipe(**options), seed, tmp_path)
+            train(new(), other, Recipe(**options), seed, tmp_path)
 
 
 def test_training_reads_the_prompts_of_its_examples() -> None:

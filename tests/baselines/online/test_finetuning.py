@@ -82,20 +82,20 @@ def test_weightings() -> None:
 
 
 def test_one_step_of_adam_a_document_in_order(make_lm: Any) -> None:
-    model, reference = make_lm["llama"](), make_lm["llama"]()
+    model, reference = make_lm["llama"]().double(), make_lm["llama"]().double()
     stream = documents()
     online_finetune(model, stream, salient, 1e-2)
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-2)
     for document in stream:
         optimizer.zero_grad()
-        ids, weights = document.input_ids[None], document.salient[None].float()
+        ids, weights = document.input_ids[None], document.salient[None].double()
         logits = reference(ids).logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         (losses * weights[:, 1:]).mean().backward()
         optimizer.step()
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    backwards = make_lm["llama"]()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    backwards = make_lm["llama"]().double()
     online_finetune(backwards, stream[::-1], salient, 1e-2)
     assert not same(model, backwards)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -106,7 +107,7 @@ def patch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         return made
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
+        patched.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         patched.setenv("HF_HUB_OFFLINE", "1")
         patched.setattr(sources, "SQUAD_BOUNDS", mac_mirror.SQUAD_BOUNDS)
         patched.setattr(spacy, "load", pipeline)

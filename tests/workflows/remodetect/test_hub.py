@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -95,7 +96,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("mirror")
-    patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     patch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("hc3", "hh", "synthetic", "mgtbench", "llama", "t5"):
         getattr(hub_mirror, f"write_{name}")(folder)

@@ -43,8 +43,6 @@ from hub_mirror import (
     write_t5,
 )
 
-torch.set_num_threads(1)
-
 CLEANED_HC3 = "YuchuanTian/AIGC_text_detector"
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,7 +115,7 @@ def paper_room(
     card: Any, make_room: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch
 ) -> Any:
     mirror = tmp_path_factory.mktemp("mirror")
-    monkeypatch_module.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch_module.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     write_models(mirror)
     write_datasets(mirror / "datasets")
     overrides = {"corpus": {"test_contexts": [96, 192], "n_windows": 3}}
