@@ -127,7 +127,7 @@ def write_llama(mirror: Path, name: str = LLAMA) -> None:
     ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write(folder / "tokenizer_config.json", _settings(tokenizer_class="LlamaTokenizer", add_bos_token=True, **ends))
     config = LlamaConfig(
-        vocab_size=352, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=352, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -57,7 +57,11 @@ def sizes_of(tier: str) -> dict[str, dict[str, Any]]:
             case "Samples":
                 small[name] = n | {"k": 2, "sampling": FEW}
             case "FineTuned":
-                small[name] = {"recipe": recipe["recipe"] | {"steps": 15, "learning_rate": 0.05}, "max_new_tokens": 60}
+                steps = 30 if tier == "real" else 15
+                small[name] = {
+                    "recipe": recipe["recipe"] | {"steps": steps, "learning_rate": 0.05},
+                    "max_new_tokens": 60,
+                }
             case "Writer":
                 small[name] = {"n": min(2, options.get("n", 8)), "sampling": FEW}
             case "Revise" | "Star" | "Cycle":
