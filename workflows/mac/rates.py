@@ -75,10 +75,10 @@ def seeds_of(text: str) -> range:
     return range(int(first), int(last) + 1)
 
 
-def fine_tuners(plan: Plan) -> list[str]:
-    """The contenders of the axis that have a learning rate, in the card's order."""
+def fine_tuners(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Those of some contenders that have a learning rate."""
     specs = plan.cards[PAPER].spec.contenders
-    classes: dict[str, Any] = {name: load(specs[name].use) for name in plan.axes(PAPER)[AXIS].contenders}
+    classes: dict[str, Any] = {name: load(specs[name].use) for name in names}
     return [name for name, each in classes.items() if "learning_rate" in {f.name for f in dataclasses.fields(each)}]
 
 
@@ -92,18 +92,18 @@ def search(
     """A row a contender: F1 by rate, the mean over seeds, and the best rate, the smaller one of two that are equal.
 
     Args:
-        names: contenders; all that have a rate where None.
+        names: contenders of the axis at any tier; all that the tier plays and that have a rate where None.
         say: is told of every match played.
 
     Raises:
         RematchError: a contender without a rate, or a base that cannot be built.
     """
-    known = fine_tuners(plan)
+    known = fine_tuners(plan, plan.cards[PAPER].spec.axes[AXIS].contenders)
     for name in names or ():
         if name not in known:
             raise unknown("contender", name, known, "--contender")
     rows = []
-    for name in names or known:
+    for name in names or fine_tuners(plan, plan.axes(PAPER)[AXIS].contenders):
         found: dict[float, list[float]] = {rate: [] for rate in sorted(rates)}
         for seed in seeds:
             for rate, values in found.items():

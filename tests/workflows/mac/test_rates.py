@@ -29,16 +29,20 @@ def test_seeds() -> None:
 
 def test_who_has_a_rate() -> None:
     plans = {tier: Plan(load_settings(ROOT, {"papers": "mac", "tier": tier})) for tier in ("smoke", "mini", "paper")}
-    assert rates.fine_tuners(plans["smoke"]) == FINETUNERS
-    for tier in ("mini", "paper"):
-        assert rates.fine_tuners(plans[tier]) == ["uniform", "salient_spans", "tf_idf", "camels"]
+    for tier, expected in (
+        ("smoke", FINETUNERS),
+        ("mini", FINETUNERS),
+        ("paper", ["uniform", "salient_spans", "tf_idf", "camels"]),
+    ):
+        plan = plans[tier]
+        assert rates.fine_tuners(plan, plan.axes("mac")["data_efficiency"].contenders) == expected
     with pytest.raises(RematchError, match="--contender: unknown contender 'mac'; allowed: uniform, salient_spans"):
         rates.search(plans["mini"], [10], [0.1], ["mac"])
 
 
 def test_every_fine_tuner_of_mini_has_a_rate_of_the_grid() -> None:
     plan = Plan(load_settings(ROOT, {"papers": "mac", "tier": "mini"}))
-    for name in rates.fine_tuners(plan):
+    for name in rates.fine_tuners(plan, plan.axes("mac")["data_efficiency"].contenders):
         assert plan.cards["mac"].options("contenders", name, "mini")["learning_rate"] in rates.GRID
 
 
