@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -39,8 +39,9 @@ from workflows.mac.world import question_key
 NOTES = "memory.json"
 BATCH = 64
 """Questions at once, as of the arena."""
-STAGES = ("documents", "sentences")
-QUERIES = ("question", "beginning")
+Of = Literal["documents", "sentences"]
+"""What a stage of training reads."""
+Query = Literal["question", "beginning"]
 CURVE_POINTS = 15
 """Of a stage's learning curve."""
 LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
@@ -50,7 +51,7 @@ LMS = {"tuned": "qa_lm", "plain": "lm", "reader": "reader_lm"}
 class Stage(TypedDict):
     """What a stage of training has beside the fields of its ``Recipe``."""
 
-    of: Literal["documents", "sentences"]
+    of: Of
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Memory:
     encoder_sizes: dict[str, Any] = field(default_factory=dict)
     base_lm: Literal["tuned", "plain", "reader"] = "tuned"
     reads: NonNegativeInt = 0
-    query: Literal["question", "beginning"] = "question"
+    query: Query = "question"
     quantize: Literal["", "nf4"] = ""
     n_documents: PositiveInt = 8192
     recipe: Annotated[dict[str, Any], Recipe] = field(default_factory=dict)
@@ -105,8 +106,8 @@ class Memory:
         where = f"bases.{job.name}"
         if self.base_lm not in LMS:
             raise unknown("base_lm", self.base_lm, LMS, where)
-        if self.query not in QUERIES:
-            raise unknown("query", self.query, QUERIES, where)
+        if self.query not in get_args(Query):
+            raise unknown("query", self.query, get_args(Query), where)
         recipes = [_recipe(stage, f"{where}: stages") for stage in self.stages]
         if misplaced := {"of", "dropout"} & set(self.recipe):
             raise RematchError(
@@ -357,7 +358,7 @@ def _curve(runs: Sequence[Training], first: int) -> list[tuple[int, float]]:
 
 def _recipe(stage: dict[str, Any], where: str) -> tuple[str, Recipe]:
     options = {name: value for name, value in stage.items() if name != "of"}
-    if stage.get("of") not in STAGES:
-        raise unknown("of", str(stage.get("of")), STAGES, where)
+    if stage.get("of") not in get_args(Of):
+        raise unknown("of", str(stage.get("of")), get_args(Of), where)
     options["dropout"] = made(BackpropDropout, options.get("dropout", {}), f"{where}: dropout")
     return stage["of"], made(Recipe, options, where)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from pydantic import PositiveFloat, PositiveInt
+
 from baselines.online import Document as Tokens
 from baselines.online import TfIdf, encode_documents, given
 from baselines.online.finetuning import WeightsFn
@@ -81,7 +83,7 @@ class UniformRetuned(Uniform):
         max_steps, tuning_rate, validate_every: of tuning; see ``language_models.TunedLM``.
     """
 
-    max_steps: int = 2000
-    tuning_rate: float = 2.5e-5
-    validate_every: int = 100
+    max_steps: PositiveInt = 2000
+    tuning_rate: PositiveFloat = 2.5e-5
+    validate_every: PositiveInt = 100
     plays: ClassVar[type[FinetuningPlayer]] = RetunedPlayer

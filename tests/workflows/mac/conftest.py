@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rematch.arena import BaseJob, Task
 from rematch.cards import Card
@@ -48,11 +47,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "weights_fewer": WEIGHTS | {"n_documents": 32, "steps": 1},
 }  # fmt: skip
 ARENA = {"n_first": 4, "probes": [0, 4], "n_timed": 4}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rematch.arena import BaseInfo, Task
 from rematch.cards import Card
@@ -38,11 +37,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "regenerated": {"k": 3},
 }  # fmt: skip
 ARENA = {"n_triplets": N_TRIPLETS, "resamples": 3, "n_timed": 4}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -35,14 +34,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "verifier": {"recipe": RECIPE, "per_question": 1},
     "revise_written": WRITER,
 } | dict.fromkeys(("m0_written", "rft_written", "sft_continued_written"), RIVAL)  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rematch.cards import Card
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rooms import Room, load_card
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
