@@ -99,15 +99,23 @@ def serve(listener: socket.socket, parent: int, run: Job) -> None:
     """Accept commands until SIGTERM or the death of ``parent``, each run by ``run(arguments)`` in a forked child."""
     from rematch.supervise import die_with_parent, kill_group
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # SIGTERM is a line to read, not an exception: the kernel sends one for every thread of a parent that dies, and an
+    # exception could come anywhere, in the clearing up too.
+    ended, end = socket.socketpair()
+    end.setblocking(False)
+    signal.set_wakeup_fd(end.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is Snakemake's to answer; jobs end with their clients
     die_with_parent(parent, signal.SIGTERM)
     selector = selectors.DefaultSelector()
+    selector.register(ended, selectors.EVENT_READ)
     selector.register(listener, selectors.EVENT_READ)
     jobs: dict[int, tuple[int, socket.socket]] = {}  # pid: (pidfd, connection)
     try:
         while True:
             for key, _ in selector.select():
+                if key.fileobj is ended:
+                    return
                 if key.fileobj is listener:
                     connection = listener.accept()[0]
                     pid = _start(connection, [listener, *(other for _, other in jobs.values())], run)
@@ -155,6 +163,7 @@ def _start(connection: socket.socket, others: Iterable[socket.socket], run: Job)
     try:
         os.setpgid(0, 0)
         die_with_parent(server)
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         for other in others:
