@@ -8,6 +8,9 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 
+# Modules are compiled when they are first imported: compiling them all would take longer than fetching them.
+PIP := $(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS)
+
 .PHONY: all test benchmark lint clean
 
 all: .venv/installed
@@ -30,12 +33,13 @@ clean:
 	rm -rf .venv .snakemake results reports/smoke reports/mini reports/real reports/paper
 
 .venv/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable .
+	$(PIP) --editable .
 	touch $@
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[dev]"
+	$(PIP) --editable ".[dev]"
 	touch .venv/installed $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip # that of an older Python takes minutes more to choose versions

@@ -7,7 +7,11 @@ are answered from the syntax tree.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,13 +19,18 @@ from typing import NamedTuple
 
 from rematch.errors import RematchError
 
+FACTS = Path(".snakemake", "rematch", "source")
+"""Where ``Facts`` are kept, in Snakemake's own folder: a file each, which may be deleted at any time."""
+
 
 def module_path(root: Path, module: str) -> Path | None:
     """The file of a module of this repository, or None for anything else."""
-    stem = root.joinpath(*module.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if path.is_file():
-            return path
+    stem = os.path.join(
+        root, *module.split(".")
+    )  # asked tens of thousands of times a plan: pathlib would take a second
+    for path in (f"{stem}.py", os.path.join(stem, "__init__.py")):
+        if os.path.isfile(path):
+            return Path(path)
     return None
 
 
@@ -54,7 +63,7 @@ def definition(root: Path, module: str, name: str) -> Definition:
 def class_names(root: Path, module: str) -> list[str]:
     """The classes that a module defines; none where there is no such module."""
     path = module_path(root, module)
-    return [node.name for node in _tree(path).body if isinstance(node, ast.ClassDef)] if path else []
+    return [node.name for node in _parse(*_stamp(path)).body if isinstance(node, ast.ClassDef)] if path else []
 
 
 def class_literal(root: Path, module: str, name: str, attribute: str) -> tuple[str, ...]:
@@ -90,7 +99,7 @@ def imported_modules(root: Path, modules: tuple[str, ...]) -> list[str]:
         seen.add(module)
         parts = module.split(".")
         queue += [".".join(parts[:i]) for i in range(1, len(parts))]
-        queue += _imports(path, module)
+        queue += _facts(root, module, *_stamp(path)).imports
     return sorted(seen)
 
 
@@ -103,7 +112,7 @@ def source_digest(root: Path, *modules: str) -> str:
     for module in imported_modules(root, modules):
         path = module_path(root, module)
         assert path is not None
-        total.update(module.encode() + b"\0" + _tree_digest(path).encode())
+        total.update(module.encode() + b"\0" + _facts(root, module, *_stamp(path)).digest.encode())
     return total.hexdigest()[:16]
 
 
@@ -120,24 +129,29 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
     return path, status.st_mtime_ns, status.st_size
 
 
-def _tree(path: Path) -> ast.Module:
-    return _parse(*_stamp(path))
-
-
-def _tree_digest(path: Path) -> str:
-    return _digest(*_stamp(path))
-
-
-def _imports(path: Path, module: str) -> list[str]:
-    return _imported(*_stamp(path), module)
-
-
 @cache
 def _parse(path: Path, mtime: int, size: int) -> ast.Module:
+    """The tree of a file, without docstrings."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise RematchError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    for node in (tree, *_statements(tree.body)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # Attribute docstrings too: an expression statement that is a bare string does nothing at run time.
+            node.body = [s for s in node.body if not _bare_string(s)] or [ast.Pass()]
+    return tree
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements, those inside of others included."""
+    for node in body:
+        yield node
+        for part in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(node, part, ()))
+        for part in ("handlers", "cases"):
+            for branch in getattr(node, part, ()):
+                yield from _statements(branch.body)
 
 
 @cache
@@ -162,27 +176,42 @@ def _named(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-@cache
-def _digest(path: Path, mtime: int, size: int) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))  # a tree of its own: the docstrings are cut out of it
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Attribute docstrings too: an expression statement that is a bare string does nothing at run time.
-            node.body = [s for s in node.body if not _bare_string(s)] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+class Facts(NamedTuple):
+    """What planning asks of a module's source.
+
+    Attributes:
+        digest: of its tree without docstrings.
+        imports: modules that it may import; some are names of other things, or lie outside this repository.
+    """
+
+    digest: str
+    imports: list[str]
 
 
 @cache
-def _imported(path: Path, mtime: int, size: int, module: str) -> list[str]:
-    found: list[str] = []
-    for node in ast.walk(_parse(path, mtime, size)):
+def _facts(root: Path, module: str, path: Path, mtime: int, size: int) -> Facts:
+    """Kept from plan to plan by the file's bytes: reading all trees anew would take most of the time of a plan."""
+    about = f"{file_digest(Path(__file__))} {sys.version} {module}\0".encode()
+    kept = root / FACTS / hashlib.sha256(about + path.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Facts(**json.loads(kept.read_bytes()))
+    from rematch.records import write_text  # imports pyarrow
+
+    tree = _parse(path, mtime, size)
+    facts = Facts(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), list(_imports(tree, module, path)))
+    with contextlib.suppress(RematchError):  # a folder that may not be written to costs time, and nothing else
+        write_text(json.dumps(facts._asdict()), kept)
+    return facts
+
+
+def _imports(tree: ast.Module, module: str, path: Path) -> Iterator[str]:
+    for node in _statements(tree.body):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, module, path)
-            found.append(base)
-            found += [f"{base}.{alias.name}" for alias in node.names]  # the name may be a submodule
-    return found
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # the name may be a submodule
 
 
 def _bare_string(node: ast.stmt) -> bool:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tiny_revise import END, MAKERS, N_POSITIONS, REFINE, VOCAB_SIZE, gpt2, llama
 
 from baselines.sampling import Sample, Sampling, sample

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tiny_revise import MAKERS
+from transformers import DynamicCache
 
 from baselines.transformer_flops import TransformerFlops, transformer_flops
 from rematch.errors import RematchError

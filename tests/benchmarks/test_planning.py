@@ -5,13 +5,19 @@ The goals of the design: nothing to do within 3 seconds, 5,000 matches planned w
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+from rematch import plan as plan_module
+from rematch import source
 from rematch.config import load_settings
 from rematch.plan import Plan
 
 pytestmark = pytest.mark.benchmark
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 LEVELS = [round(0.001 * n, 3) for n in range(1, 501)]  # for two contenders and five seeds: 5,000 matches
 
 
@@ -54,6 +60,21 @@ def test_plan_of_5000_matches(benchmark, large):
         return sum(len(match.seeds) for match in found.matches())
 
     assert benchmark(plan) == 5000
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["from source", "kept"])
+def test_digests_of_all_papers(benchmark, kept):
+    """Of this repository's own papers at the smoke tier, by a process that has read no source yet."""
+
+    def start():
+        source._facts.cache_clear()
+        plan_module._cached_source.cache_clear()
+        if not kept:
+            source._parse.cache_clear()
+            shutil.rmtree(REPOSITORY / source.FACTS, ignore_errors=True)
+        return (Plan(load_settings(REPOSITORY, {"tier": "smoke"})),), {}
+
+    benchmark.pedantic(Plan.compute_digests, setup=start, rounds=3)
 
 
 def test_start_of_a_command(benchmark, toy):

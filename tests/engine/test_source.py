@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from rematch import source
 from rematch.errors import RematchError
 from rematch.source import class_literal, imported_modules, source_digest
 
@@ -70,6 +73,51 @@ def test_the_digest_sees_code_and_not_words(root, text, same):
     before = source_digest(root, "methods.good")
     (root / "baselines/plain.py").write_text(text, encoding="utf-8")
     assert (source_digest(root, "methods.good") == before) is same
+
+
+def digest_of_a_new_process(root):
+    source._facts.cache_clear()
+    source._parse.cache_clear()
+    return source_digest(root, "methods.packed")
+
+
+def test_a_file_is_parsed_once_until_it_changes(root, monkeypatch):
+    before = source_digest(root, "methods.packed")
+    parsed = []
+    parse = source._parse
+    monkeypatch.setattr(source, "_parse", lambda path, *stamp: (parsed.append(path.name), parse(path, *stamp))[1])
+    source._facts.cache_clear()
+    assert source_digest(root, "methods.packed") == before
+    assert parsed == []
+
+    (root / "methods/helper.py").write_text("VALUE = 2\n", encoding="utf-8")
+    source._facts.cache_clear()
+    assert source_digest(root, "methods.packed") != before
+    assert parsed == ["helper.py"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": "0"}', "null"])
+def test_facts_that_are_spoilt_are_read_off_the_source_again(root, text):
+    before = digest_of_a_new_process(root)
+    kept = list((root / source.FACTS).iterdir())
+    assert len(kept) == 5  # methods, packed, core, parts, helper
+    for path in kept:
+        path.write_text(text, encoding="utf-8")
+    assert digest_of_a_new_process(root) == before
+    assert "digest" in kept[0].read_text(encoding="utf-8")
+
+
+def test_facts_need_no_folder(root):
+    before = digest_of_a_new_process(root)
+    shutil.rmtree(root / ".snakemake")
+    (root / ".snakemake").write_text("in the way", encoding="utf-8")
+    assert digest_of_a_new_process(root) == before
+
+
+def test_the_same_text_in_another_place_is_another_module(root):
+    (root / "baselines/packed.py").write_text(FILES["methods/packed/__init__.py"], encoding="utf-8")
+    digest_of_a_new_process(root)
+    assert imported_modules(root, ("baselines.packed",)) == ["baselines", "baselines.packed"]
 
 
 def test_a_body_of_nothing_but_words_stays_a_body(root):

@@ -6,19 +6,15 @@ MAC's streams.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mirror_files import write, write_parquet
 
 from rematch.errors import RematchError
 from rematch.hub import Hub
 from rematch.hub_files import Origin, find_file, find_in_mirror, json_items, parquet_rows
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from mirror_files import write, write_parquet
 
 ORIGIN = Origin("a/some.csv", "some place", "some terms", on_hub=False)
 

@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test folders no package of their own
-
 import synthetic
 
 from rematch.report import PAGE_COLOURS, render

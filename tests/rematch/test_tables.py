@@ -9,15 +9,10 @@ import json
 import math
 import re
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode gives test folders no package of their own
-
 import synthetic
 
 from rematch.cards import Card

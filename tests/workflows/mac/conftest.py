@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rooms import Room, load_card
 
 from rematch.arena import BaseJob, Task
 from rematch.cards import Card
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from rooms import Room, load_card
 
 N_STREAM = 12
 MAC_SIZES = {

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import mac_mirror
 import pytest
 import torch
+from rooms import Room, load_card
 
 from baselines.online import with_documents
 from rematch.errors import RematchError
@@ -24,12 +25,6 @@ from workflows.mac.language_models import load_lm
 from workflows.mac.memory import load_memory, read_notes
 from workflows.mac.retrievers import HUB_IDS, load_retriever
 from workflows.mac.streams import read_documents, read_pairs
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import mac_mirror
-from rooms import Room, load_card
 
 pytestmark = pytest.mark.slow
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_mac
 import torch
 from transformers import LlamaConfig
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import tiny_mac
 
 from baselines.online import BM25
 from rematch.arena import BaseJob

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rooms import Room
+from scaffolds import load_baseline, run_own_tests, scaffolded
 
 from rematch.arena import Task
 from rematch.cards import Card
 from rematch.play import Skip
 from workflows.mac.players import Asking, ReaderPlayer, player_of
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from rooms import Room
-from scaffolds import load_baseline, run_own_tests, scaffolded
 
 pytestmark = pytest.mark.slow
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rooms import Room, load_card
 
 from rematch.arena import BaseInfo, Task
 from rematch.cards import Card
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from rooms import Room, load_card
 
 N_TRIPLETS = 40
 SIZES: dict[str, dict[str, Any]] = {

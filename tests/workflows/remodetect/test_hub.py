@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import remodetect_mirror
 import torch
+from rooms import Room, load_card
 from safetensors.torch import load_file
 
 from baselines.detectors.resampling import T5Filler
@@ -21,12 +22,6 @@ from workflows.remodetect import hub_sources as sources
 from workflows.remodetect import language_models, rephrasing
 from workflows.remodetect.reward_model import load_detector
 from workflows.remodetect.texts import read_cells, read_rows
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import hub_mirror
-from rooms import Room, load_card
 
 pytestmark = pytest.mark.slow
 
@@ -99,19 +94,19 @@ def mirror(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) 
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     patch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("hc3", "hh", "synthetic", "mgtbench", "llama", "t5"):
-        getattr(hub_mirror, f"write_{name}")(folder)
+        getattr(remodetect_mirror, f"write_{name}")(folder)
     for name in ("reward_model", "trunk", "gemma", "language_models", "classifiers"):
-        getattr(hub_mirror, f"write_{name}")(folder)
-    hub_mirror.write_language_models(folder, **REAL_IDS)
+        getattr(remodetect_mirror, f"write_{name}")(folder)
+    remodetect_mirror.write_language_models(folder, **REAL_IDS)
     for name in ("pubmed_gpt-4", "xsum_gpt-4", "xsum_davinci", "writing_claude"):
-        hub_mirror.write_raw_data(folder, name, long_pairs(name))
+        remodetect_mirror.write_raw_data(folder, name, long_pairs(name))
     # A random T5 fills no gap, however often it is asked; random models paraphrase nothing.
     patch.setattr(language_models, "T5Filler", partial(T5Filler, max_tries=1))
     made = rephrasing.ChatModel.answers
 
     def answers(self: rephrasing.ChatModel, prompts: list[str], seed: int) -> list[str]:
         made(self, prompts[:2], seed)
-        return [hub_mirror.scripted_answer(prompt) for prompt in prompts]
+        return [remodetect_mirror.scripted_answer(prompt) for prompt in prompts]
 
     patch.setattr(rephrasing.ChatModel, "answers", answers)
     paraphrased = rephrasing.Paraphraser.rephrase
@@ -235,7 +230,7 @@ def test_a_trunk_gets_a_head_of_the_seed(paper: Room) -> None:
     state = torch.random.get_rng_state()
     first, other = (weights_of(paper, "plain_model", seed) for seed in (0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    published = load_file(paper.mirror / "models" / hub_mirror.TRUNK / "model.safetensors")  # type: ignore[operator]
+    published = load_file(paper.mirror / "models" / remodetect_mirror.TRUNK / "model.safetensors")  # type: ignore[operator]
     trunk = [name for name in first if name.startswith("deberta.")]
     assert len(trunk) > 20
     for name in trunk:
@@ -361,10 +356,10 @@ def test_before_a_text_is_made(mirror: Path, tmp_path: Path, missing: str) -> No
     ],
 )
 def test_a_model_without_its_files(mirror: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
-    spoilt = without(mirror, tmp_path / "mirror", f"models/{hub_mirror.TRUNK}")
-    folder = spoilt / "models" / hub_mirror.TRUNK
-    for path in (mirror / "models" / hub_mirror.TRUNK).iterdir():
-        hub_mirror.write(folder / path.name, path.read_bytes())
+    spoilt = without(mirror, tmp_path / "mirror", f"models/{remodetect_mirror.TRUNK}")
+    folder = spoilt / "models" / remodetect_mirror.TRUNK
+    for path in (mirror / "models" / remodetect_mirror.TRUNK).iterdir():
+        remodetect_mirror.write(folder / path.name, path.read_bytes())
     spoil(folder)
     room = room_of("paper", spoilt, tmp_path / "bases")
     room.folder.mkdir()

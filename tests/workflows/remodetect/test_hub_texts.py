@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,17 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-from rematch.errors import RematchError
-from rematch.hub import Hub
-from workflows.remodetect import hub_sources as sources
-from workflows.remodetect.hub_texts import write_hub_texts
-from workflows.remodetect.rephrasing import ChatModel, Paraphraser, mixed_texts, swap_adjacent_words
-from workflows.remodetect.texts import read_cells, read_rows
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from hub_mirror import (
+from remodetect_mirror import (
     LLAMA,
     T5_PARAPHRASE,
     byte_tokenizer,
@@ -42,6 +31,13 @@ from hub_mirror import (
     write_synthetic,
     write_t5,
 )
+
+from rematch.errors import RematchError
+from rematch.hub import Hub
+from workflows.remodetect import hub_sources as sources
+from workflows.remodetect.hub_texts import write_hub_texts
+from workflows.remodetect.rephrasing import ChatModel, Paraphraser, mixed_texts, swap_adjacent_words
+from workflows.remodetect.texts import read_cells, read_rows
 
 CLEANED_HC3 = "YuchuanTian/AIGC_text_detector"
 
@@ -310,7 +306,10 @@ def test_data_sets_that_the_hub_has_not_must_lie_in_a_mirror(tmp_path: Path, whi
         "raw": ("raw_data.json", "fast-detect-gpt", "MIT for the compilation", "baoguangsheng/fast-detect-gpt"),
         "mgtbench": ("Essay_LLMs.csv", "MGTBench", "keep their own terms", "xinleihe/MGTBench"),
     }[which]
-    for hub, place in ((Hub(None), f"DIR/datasets/{parts[3]}, and set hub_mirror"), (Hub(tmp_path), str(tmp_path))):
+    for hub, place in (
+        (Hub(None), f"DIR/datasets/{parts[3]}, and set hub_mirror"),
+        (Hub(tmp_path), str(tmp_path)),
+    ):
         with pytest.raises(RematchError) as caught:
             read_all(hub, which)
         for part in (*parts, place):

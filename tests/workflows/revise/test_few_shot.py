@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from revise_mirror import BEGIN, LLAMA, LLAMA_INSTRUCT, llama, write_data, write_models
 from transformers import LlamaForCausalLM
 
 from baselines.sampling import Sampling, sample
@@ -18,10 +19,6 @@ from rematch.hub import Hub
 from rematch.hub_models import load_tokenizer
 from workflows.revise.few_shot import few_shot_scores, standard_scores
 from workflows.revise.hub_questions import GSM8K, evaluation_questions
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from revise_mirror import BEGIN, LLAMA, LLAMA_INSTRUCT, llama, write_data, write_models
 
 N_NEW = 12
 

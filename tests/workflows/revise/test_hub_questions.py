@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -10,6 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mirror_files import write, write_parquet
+from revise_mirror import (
+    N_GSM_TEST,
+    N_GSM_TRAIN,
+    N_MATH_TEST,
+    N_ORIGINALS,
+    PER_ORIGINAL,
+    gsm8k_rows,
+    math_500_rows,
+    meta_math_rows,
+    tokenizer,
+    write_data,
+    write_gsm8k,
+    write_math_500,
+    write_meta_math,
+)
 
 from baselines.post_training.answers import last_boxed, last_number
 from rematch.errors import RematchError
@@ -28,26 +43,6 @@ from workflows.revise.hub_questions import (
 )
 from workflows.revise.questions import Question
 from workflows.revise.text_task import TextTask
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from mirror_files import write, write_parquet
-from revise_mirror import (
-    N_GSM_TEST,
-    N_GSM_TRAIN,
-    N_MATH_TEST,
-    N_ORIGINALS,
-    PER_ORIGINAL,
-    gsm8k_rows,
-    math_500_rows,
-    meta_math_rows,
-    tokenizer,
-    write_data,
-    write_gsm8k,
-    write_math_500,
-    write_meta_math,
-)
 
 SIZES = {"n_train": 20, "n_validation": 8, "n_test": 5}
 RELATED = "train: of the same original as a question of validation"

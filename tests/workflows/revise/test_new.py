@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scaffolds import load_baseline, run_own_tests, scaffolded
 
 from rematch.cards import Card
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from scaffolds import load_baseline, run_own_tests, scaffolded
 
 pytestmark = pytest.mark.slow
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from revise_mirror import BEGIN, END, END_OF_TURN, LLAMA, LLAMA_INSTRUCT, REFINE, write_models
 
 from methods.revise.text import INSTRUCTION
 from methods.revise.tokens import find_tokens
@@ -17,10 +17,6 @@ from rematch.hub_models import check_model, load_tokenizer
 from workflows.revise.questions import Question
 from workflows.revise.tasks import AnswerTask, load_task, write_task
 from workflows.revise.text_task import TextTask
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from revise_mirror import BEGIN, END, END_OF_TURN, LLAMA, LLAMA_INSTRUCT, REFINE, write_models
 
 SUM = Question("a/0", "How many pens are 3 and 4?", "Take 3, add 4.\nThe answer is: 7")
 BOX = Question("a/1", "What is $x$?", "We get $x = \\boxed{ \\frac{1}{2} }$.\nThe answer is: \\frac{1}{2}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rooms import Room, load_card
 
 from rematch.cards import Card
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from rooms import Room, load_card
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+from mirror_files import csv, json_lines, write, write_parquet
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -38,10 +38,6 @@ from transformers import (
 from transformers import T5Tokenizer as T5
 
 from workflows.remodetect import hub_sources as sources
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from mirror_files import csv, json_lines, write, write_parquet
 
 LLAMA = "meta-llama/Meta-Llama-3-70B-Instruct"
 T5_PARAPHRASE = "Vamsi/T5_Paraphrase_Paws"

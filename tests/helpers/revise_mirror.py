@@ -6,19 +6,15 @@ The tokenizer is of Llama 3's class and has its special tokens under their names
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from mirror_files import json_lines, write, write_parquet
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workflows.revise.hub_questions import GSM8K, MATH_500, META_MATH, META_MATH_FILE
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from mirror_files import json_lines, write, write_parquet
 
 LLAMA, LLAMA_INSTRUCT = "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M"

@@ -11,7 +11,7 @@ from rematch.cards import Card
 from rematch.hub import Hub
 from rematch.play import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_card(paper: str) -> Card:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+from mac_files import (
+    BOUNDS,
+    N_TEST,
+    N_TRAIN,
+    archivalqa_table,
+    squad_rows,
+    streamingqa_table,
+    write_camels,
+    write_squad,
+)
+from mirror_files import write, write_parquet
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
@@ -32,21 +42,6 @@ from transformers import (
 )
 
 from workflows.mac import hub_sources as sources
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from mirror_files import write, write_parquet
-from test_hub_streams import (
-    BOUNDS,
-    N_TEST,
-    N_TRAIN,
-    archivalqa_table,
-    squad_rows,
-    streamingqa_table,
-    write_camels,
-    write_squad,
-)
 
 DISTILGPT2, GPT2, LLAMA = "distilbert/distilgpt2", "openai-community/gpt2", "meta-llama/Llama-2-7b-hf"
 T5_SMALL, T5_BASE = "google-t5/t5-small", "google-t5/t5-base"
