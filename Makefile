@@ -42,4 +42,4 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip # that of an older Python takes minutes more to choose versions
+	-$(PIP) --upgrade pip # that of an older Python takes minutes more to choose versions
