@@ -10,7 +10,14 @@ from typing import Any
 
 from baselines.post_training.batches import Example, Ids
 from baselines.post_training.objectives import SFTObjective
-from baselines.post_training.problems import POOL_SAMPLING, Pool, Problem, sample_pool, sort_completions
+from baselines.post_training.problems import (
+    POOL_SAMPLING,
+    SAMPLES_AT_ONCE,
+    Pool,
+    Problem,
+    sample_pool,
+    sort_completions,
+)
 from baselines.post_training.training import Recipe, Training, steps_for_flops, train, with_steps
 from baselines.sampling import Sampling
 from rematch.errors import RematchError
@@ -103,6 +110,7 @@ def star(
     sampling: Sampling = POOL_SAMPLING,
     checkpoint: Path | None = None,
     others: Sequence[Problem] = (),
+    batch_size: int = SAMPLES_AT_ONCE,
 ) -> list[StarLoop]:
     """STaR+, in place (Zelikman et al., 2022, with the ground truths as further examples, as in ReVISE's paper).
 
@@ -114,6 +122,7 @@ def star(
         k: samples a question, and as many hinted ones.
         checkpoint: a folder, with one below it for each loop's training.
         others: problems whose ground truths are trained on too, and which are not sampled.
+        batch_size: completions at once.
     """
     if loops < 1:
         raise RematchError(f"star: loops must be at least 1, not {loops}")
@@ -121,7 +130,7 @@ def star(
     truths = [problem.truth(end) for problem in (*problems, *others)]
     found: list[StarLoop] = []
     for loop in range(loops):
-        pool = sample_pool(model, problems, k, end, seed + loop, sampling)
+        pool = sample_pool(model, problems, k, end, seed + loop, sampling, batch_size=batch_size)
         right, _ = sort_completions(pool.completions, problems)
         unsolved = [problem for problem, kept in zip(problems, right, strict=True) if not kept]
         kept = right_examples(pool, problems, end)
@@ -129,7 +138,7 @@ def star(
         rationalised: list[Example] = []
         if unsolved:
             prompts = [hint(problem) for problem in unsolved]
-            hinted = sample_pool(model, unsolved, k, end, seed + loop, sampling, prompts)
+            hinted = sample_pool(model, unsolved, k, end, seed + loop, sampling, prompts, batch_size=batch_size)
             rationalised = right_examples(hinted, unsolved, end)
         model.load_state_dict(start)
         folder = checkpoint / f"loop{loop}" if checkpoint else None

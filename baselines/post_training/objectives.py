@@ -167,7 +167,7 @@ def check_lengths(model: Any, rows: Sequence[Encoded]) -> None:
 # -- without gradients ------------------------------------------------------------------------------------------------
 
 
-def reference_margins(model: Any, pairs: Sequence[Pair], batch_size: int = 64) -> tuple[Tensor, int]:
+def reference_margins(model: Any, pairs: Sequence[Pair], batch_size: int = 128) -> tuple[Tensor, int]:
     """log M(chosen | context) - log M(rejected | context) of every pair, (n,) float64, and the FLOPs that it took.
 
     All that a preference loss needs of its reference model.
@@ -175,7 +175,7 @@ def reference_margins(model: Any, pairs: Sequence[Pair], batch_size: int = 64) -
     return _read(model, [encode_pair(pair) for pair in pairs], Batch.margins, batch_size)
 
 
-def log_likelihoods(model: Any, examples: Sequence[Example], batch_size: int = 64) -> tuple[Tensor, int]:
+def log_likelihoods(model: Any, examples: Sequence[Example], batch_size: int = 128) -> tuple[Tensor, int]:
     """log M(target | context) of every example, (n,) float64, and the FLOPs that it took."""
     return _read(model, [encode_example(example) for example in examples], Batch.likelihoods, batch_size)
 

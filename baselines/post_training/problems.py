@@ -17,6 +17,9 @@ FinalAnswer = Callable[[Ids], Hashable | None]
 POOL_SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=1024)
 """How training samples are drawn (official code)."""
 
+SAMPLES_AT_ONCE = 256
+"""Completions in a batch; small models and short ones take less time with more."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -96,7 +99,7 @@ def sample_pool(
     sampling: Sampling = POOL_SAMPLING,
     prompts: Sequence[Ids] | None = None,
     cut_after: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = SAMPLES_AT_ONCE,
     progress: str = "",
 ) -> Pool:
     """k completions a question. With the same seed the first k1 of k2 are the same.

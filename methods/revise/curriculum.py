@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from baselines.checkpoints import weights_digest
-from baselines.post_training.problems import POOL_SAMPLING, Pool, Problem, sample_pool
+from baselines.post_training.problems import POOL_SAMPLING, SAMPLES_AT_ONCE, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe, Training
 from baselines.sampling import Sampling, context_length
 from methods.revise.attempts import Row, attempt_rows, draw_rows, shuffle_labels, split_attempts
@@ -40,6 +40,7 @@ class ReviseConfig:
     Attributes:
         k: completions sampled a question, before each stage.
         sampling: how.
+        batch_size: completions at once.
         recipe: of each stage.
         curriculum: ``two_stage``; ``one_stage``, the second stage at once, on samples of the model as it is handed over, in
             twice the steps; ``stage1_only``, after which the first attempt is the answer; ``correct_only``, the second stage of
@@ -58,6 +59,7 @@ class ReviseConfig:
 
     k: int = 10
     sampling: Sampling = POOL_SAMPLING
+    batch_size: int = SAMPLES_AT_ONCE
     recipe: Recipe = STAGE_RECIPE
     curriculum: Literal["two_stage", "one_stage", "stage1_only", "correct_only"] = "two_stage"
     cycles: int = 0
@@ -172,7 +174,7 @@ def fit(
             shown = f"samples for stage {number + 1}" if progress else ""
             pool = sample_pool(
                 model, problems, config.k, tokens.end, stage_seed, config.sampling,
-                cut_after=None if config.drop_unfinished else tokens.refine, progress=shown,
+                cut_after=None if config.drop_unfinished else tokens.refine, batch_size=config.batch_size, progress=shown,
             )  # fmt: skip
         attempts = attempt_rows(pool.completions, problems, tokens, config.use_gt)
         n_blank = sum(not split_attempts(completion.ids, tokens) for completion in pool.completions)

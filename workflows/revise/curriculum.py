@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from baselines.post_training.problems import Pool, Problem
+from baselines.post_training.problems import SAMPLES_AT_ONCE, Pool, Problem
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from methods.revise.curriculum import ReviseConfig, Stage, fit
@@ -34,7 +34,7 @@ class Revise(PostTraining):
         curriculum, rows, reference, beta, use_gt, drop_unfinished, eos_after_refine, shuffled, max_length: see
             ``methods.revise.curriculum.ReviseConfig``.
         weights: ``preference`` and ``sft``, of the loss.
-        k, sampling: of the later pools; the first is ``samples``.
+        k, sampling, batch_size: of the later pools, as of ``Samples``; the first is ``samples``.
     """
 
     curriculum: Curriculum = "two_stage"
@@ -49,6 +49,7 @@ class Revise(PostTraining):
     max_length: PositiveInt = 1024
     k: PositiveInt = 10
     sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
+    batch_size: PositiveInt = SAMPLES_AT_ONCE
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         pool, k = job.pool(problems)

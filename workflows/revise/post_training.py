@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import PositiveInt
 
-from baselines.post_training.problems import POOL_SAMPLING, Completion, Pool, Problem, sample_pool
+from baselines.post_training.problems import POOL_SAMPLING, SAMPLES_AT_ONCE, Completion, Pool, Problem, sample_pool
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from methods.revise.tokens import Tokens
@@ -47,7 +47,7 @@ class Samples:
     k: PositiveInt = 10
     n_questions: PositiveInt | None = None
     sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
-    batch_size: PositiveInt = 256
+    batch_size: PositiveInt = SAMPLES_AT_ONCE
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the pool."""

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from baselines.post_training.dpo import dpo, solution_pairs
 from baselines.post_training.imitation import StarLoop, rft, right_examples, sft_for_flops, star
-from baselines.post_training.problems import Problem
+from baselines.post_training.problems import SAMPLES_AT_ONCE, Problem
 from baselines.post_training.training import Recipe
 from baselines.sampling import Sampling
 from rematch.errors import RematchError
@@ -89,18 +89,19 @@ class Star(Imitation):
 
     Attributes:
         k, loops: completions a question in each loop, and loops.
-        sampling: as of ``Samples``.
+        sampling, batch_size: as of ``Samples``.
     """
 
     k: PositiveInt = 10
     loops: PositiveInt = 3
     sampling: Annotated[dict[str, Any], Sampling] = field(default_factory=dict)
+    batch_size: PositiveInt = SAMPLES_AT_ONCE
 
     def learn(self, job: Job, model: Any, problems: Sequence[Problem], recipe: Recipe) -> Learned:
         how = sampling_of(self.sampling, f"{job.where}: sampling")
         found = star(
             model, problems, job.task.hint, job.tokens.end, job.seed, self.k, self.loops, recipe, how,
-            checkpoint=job.checkpoint, others=self.truths(job, problems)[len(problems) :],
+            checkpoint=job.checkpoint, others=self.truths(job, problems)[len(problems) :], batch_size=self.batch_size,
         )  # fmt: skip
         return Learned(
             flops=sum(loop.flops for loop in found),

@@ -177,7 +177,7 @@ def test_star_without_anything_to_rationalise(monkeypatch: pytest.MonkeyPatch) -
     def hint(p: Problem) -> Ids:
         raise AssertionError("every question is solved")
 
-    monkeypatch.setattr(imitation, "sample_pool", lambda *args: pool)
+    monkeypatch.setattr(imitation, "sample_pool", lambda *args, **options: pool)
     loop = star(llama(), PROBLEMS, hint, END, 0, loops=1, recipe=RECIPE)[0]
     assert (loop.hinted, loop.n_right, loop.n_rationalised) == (None, 3, 0)
     assert loop.flops == 11 + loop.training.flops
