@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -136,18 +137,20 @@ class MetaRecipe:
         anchor: weight of the divergence on unrelated text.
         reset_every: batches after which the language model, which keeps its updates from batch to batch, starts anew.
         clip: largest norm of the network's gradient.
-        n_positions: see ``weighted_loss``; None: the longest document of the batch.
+        n_positions: tokens and padding of a document that the mean of the inner loss counts on (``weighted_loss``); the
+            official code pads all to 1,024, to which its ``inner_learning_rate`` belongs. None: as many as the longest of the
+            batch has, so that a step's size depends on the others.
         checkpoint_every: steps between checkpoints, 0 for none; they are written where the language model starts anew.
     """
 
-    inner_learning_rate: float = 5e-4
-    learning_rate: float = 1e-5
-    accumulation: int = 4
-    anchor: float = 0.1
-    reset_every: int = 4
-    clip: float = 1e5
-    n_positions: int | None = None
-    checkpoint_every: int = 0
+    inner_learning_rate: NonNegativeFloat = 5e-4
+    learning_rate: NonNegativeFloat = 1e-5
+    accumulation: PositiveInt = 4
+    anchor: NonNegativeFloat = 0.1
+    reset_every: PositiveInt = 4
+    clip: PositiveFloat = 1e5
+    n_positions: PositiveInt | None = None
+    checkpoint_every: NonNegativeInt = 0
 
 
 @dataclass

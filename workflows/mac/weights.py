@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from baselines.online import MetaBatch, MetaRecipe, WeightNet, meta_train
 from baselines.qa import encode_pairs
 from rematch.arena import BaseInfo, BaseJob
 from rematch.errors import RematchError
+from rematch.options import made
 from workflows.mac.corpus import read_documents
 from workflows.mac.language_models import load_lm
 from workflows.mac.lengths import lengths_of
@@ -38,25 +40,16 @@ class Weights:
     Attributes:
         n_documents: to meta-train on; the first of the seed's.
         n_layers: of the language model that the network's body starts as a copy of; all where 0.
-        steps: of Adam on the network, each of ``accumulation`` batches.
+        steps: of Adam on the network.
         batch_size: documents in a batch, which the language model learns one after another.
-        inner_learning_rate, learning_rate, accumulation, anchor, reset_every, checkpoint_every: see ``MetaRecipe``.
-        n_positions: tokens and padding of a document that the mean of the inner loss counts on; the official code pads
-            all to 1,024, to which its ``inner_learning_rate`` belongs. None: as many as the longest of the batch has, so that
-            a step's size depends on the others.
+        recipe: fields of ``MetaRecipe``.
     """
 
     n_documents: PositiveInt = 8192
     n_layers: NonNegativeInt = 0
     steps: PositiveInt = 100
     batch_size: PositiveInt = 6
-    inner_learning_rate: PositiveFloat = 5e-4
-    learning_rate: PositiveFloat = 1e-5
-    accumulation: PositiveInt = 4
-    anchor: NonNegativeFloat = 0.1
-    reset_every: PositiveInt = 4
-    checkpoint_every: NonNegativeInt = 0
-    n_positions: PositiveInt | None = None
+    recipe: Annotated[dict[str, Any], MetaRecipe] = field(default_factory=dict)
 
     def build(self, job: BaseJob) -> BaseInfo:
         """Write the network.
@@ -66,9 +59,10 @@ class Weights:
         """
         lengths = lengths_of(job.arena)
         longest = _wide(lengths["max_document"])
-        if self.n_positions is not None and self.n_positions < longest:
+        recipe: MetaRecipe = made(MetaRecipe, self.recipe, f"bases.{job.name}: recipe")
+        if recipe.n_positions is not None and recipe.n_positions < longest:
             raise RematchError(
-                f"bases.{job.name}: n_positions: {self.n_positions}; allowed: whole numbers from {longest}, "
+                f"bases.{job.name}: recipe: n_positions: {recipe.n_positions}; allowed: whole numbers from {longest}, "
                 f"the arena's max_document in multiples of {MULTIPLE}"
             )
         documents = read_documents(job.needs["streams"] / "train.jsonl")[: self.n_documents]
@@ -82,22 +76,13 @@ class Weights:
         net = WeightNet.from_lm(lm, self.n_layers or None)
         anchors = [document.text for document in read_documents(job.needs["corpus"] / "documents.jsonl")]
         anchors = anchors or [document.text for document in documents]
-        recipe = MetaRecipe(
-            self.inner_learning_rate,
-            self.learning_rate,
-            self.accumulation,
-            self.anchor,
-            self.reset_every,
-            n_positions=self.n_positions,
-            checkpoint_every=self.checkpoint_every,
-        )
-        batches = self._batches(tokenizer, documents, anchors, seed, lengths)
+        batches = self._batches(tokenizer, documents, anchors, seed, lengths, self.steps * recipe.accumulation)
         checkpoint = job.out / "checkpoint"
         done = meta_train(net, lm, batches, recipe, seed, checkpoint)
         net.save_pretrained(job.out)
         shutil.rmtree(checkpoint, ignore_errors=True)
         (job.out / NOTES).write_text(json.dumps({"n_documents": self.n_documents}), encoding="utf-8")
-        read = self.steps * self.accumulation * self.batch_size
+        read = self.steps * recipe.accumulation * self.batch_size
         tail = done.qa_losses[-max(1, len(done.qa_losses) // 10) :]
         notes = {"qa_loss": float(np.mean(tail)), "first_qa_loss": done.qa_losses[0], "n_documents": self.n_documents}
         return BaseInfo(done.flops, samples_seen=read, notes=notes)
@@ -109,12 +94,13 @@ class Weights:
         anchors: Sequence[str],
         seed: int,
         lengths: Mapping[str, int],
+        n: int,
     ) -> Iterator[MetaBatch]:
-        """Batches in the order of the seed; a document is asked one of its questions, as released."""
+        """n batches in the order of the seed; a document is asked one of its questions, as released."""
         rng = np.random.default_rng([seed, *b"camels"])
         queue: list[int] = []
         longest = lengths["max_document"]
-        for _ in range(self.steps * self.accumulation):
+        for _ in range(n):
             while len(queue) < self.batch_size:
                 queue += rng.permutation(len(documents)).tolist()
             chosen = [documents[i] for i in queue[: self.batch_size]]

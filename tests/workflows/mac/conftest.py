@@ -19,7 +19,7 @@ MAC_SIZES = {
 }  # fmt: skip
 ENCODER = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 RECIPE = {"steps": 3, "documents": 4, "learning_rate": 0.01}
-WEIGHTS = {"n_layers": 1, "steps": 2, "batch_size": 2, "accumulation": 1, "learning_rate": 0.01}
+WEIGHTS = {"n_layers": 1, "steps": 2, "batch_size": 2, "recipe": {"accumulation": 1, "learning_rate": 0.01}}
 SIZES: dict[str, dict[str, Any]] = {
     "corpus": {"n_names": 60, "n_documents": 96, "n_validation": 32},
     "lm": {"steps": 40, "batch_size": 32, "n_layers": 2, "hidden_size": 16, "n_heads": 2, "learning_rate": 0.01},

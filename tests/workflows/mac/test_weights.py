@@ -51,8 +51,7 @@ def test_every_document_is_asked_a_question_of_its_own(room: Any, streams: Path)
     _, tokenizer = load_lm(room.build("qa_lm")[0], None)
     documents = read_documents(streams / "train.jsonl")
     anchors = [document.text for document in read_documents(room.build("corpus")[0] / "documents.jsonl")]
-    base = Weights(steps=8, accumulation=2, batch_size=4)
-    batches = list(base._batches(tokenizer, documents, anchors, 0, lengths_of({})))
+    batches = list(Weights(batch_size=4)._batches(tokenizer, documents, anchors, 0, lengths_of({}), 16))
     assert len(batches) == 16
     read = []
     for batch in batches:
@@ -83,7 +82,7 @@ def test_texts_are_read_as_far_as_the_arena_says(
         raise Enough
 
     monkeypatch.setattr(module, "meta_train", spy)
-    base = Weights(n_documents=8, n_layers=1, steps=4, batch_size=4, accumulation=1)
+    base = Weights(n_documents=8, n_layers=1, steps=4, batch_size=4, recipe={"accumulation": 1})
     with pytest.raises(Enough):
         base.build(job(needs, arena={"max_document": 16, "max_length": 6, "max_answer": 2}))
     assert {(each.input_ids.shape[1], each.anchor_ids.shape[1]) for each in read} == {(16, 16)}
@@ -104,16 +103,16 @@ def test_the_inner_mean_counts_on_as_many_positions_as_it_is_told(
     monkeypatch.setattr(module, "meta_train", train)
     sizes: dict[str, Any] = {"n_documents": 8, "steps": 1}
     Weights(**sizes).build(job(needs))
-    Weights(**sizes, n_positions=1024).build(job(needs))
+    Weights(**sizes, recipe={"n_positions": 1024}).build(job(needs))
     assert counted == [None, 1024]
-    with pytest.raises(RematchError, match=r"bases\.some: n_positions: 63; allowed: whole numbers from 64"):
-        Weights(**sizes, n_positions=63).build(job(needs))
+    with pytest.raises(RematchError, match=r"bases\.some: recipe: n_positions: 63; allowed: whole numbers from 64"):
+        Weights(**sizes, recipe={"n_positions": 63}).build(job(needs))
 
 
 @pytest.mark.parametrize("tier", ["real", "paper"])
 @pytest.mark.parametrize("base", ["weights", "weights_fewer"])
 def test_natural_documents_are_padded_as_officially(card: Card, tier: str, base: str) -> None:
-    assert card.options("bases", base, tier)["n_positions"] == 1024
+    assert card.options("bases", base, tier)["recipe"]["n_positions"] == 1024
 
 
 def test_too_few_documents(room: Any, streams: Path, job: Callable[..., BaseJob]) -> None:
