@@ -20,10 +20,12 @@ from rematch.arena import Undefined
 from rematch.errors import RematchError
 from rematch.play import Skip, load
 from workflows.revise import written as writing
-from workflows.revise.arena import Arena, Match, VerifierMatch
+from workflows.revise.arena import Arena
 from workflows.revise.contenders import FewShot, Oracle, Revise, Solver, Verifier
 from workflows.revise.data import problems_of, read_test
+from workflows.revise.match import Match
 from workflows.revise.models import load_model, outside_band
+from workflows.revise.other_matches import VerifierMatch
 from workflows.revise.tasks import load_task
 from workflows.revise.written import META, Writer
 
