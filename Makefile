@@ -20,7 +20,7 @@ all: .venv/installed
 	exit $$code
 
 test: .venv/installed-dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: .venv/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/benchmarks -m benchmark
@@ -38,6 +38,7 @@ clean:
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(PIP) --editable ".[dev]"
+	$(BIN)/snakemake --version >/dev/null # compiles it: runs of the tests' toy repositories write no bytecode
 	touch .venv/installed $@
 
 $(BIN)/python:

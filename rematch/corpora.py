@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import sysconfig
 from collections import defaultdict
@@ -181,10 +182,8 @@ def _all_documents() -> Iterator[Document]:
 
 def _source_files() -> Iterator[Document]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(_modules(root)):
         relative = path.relative_to(root)
-        if any(part in SKIPPED or part.startswith("config-") for part in relative.parts):
-            continue
         if relative.name.startswith("_sysconfigdata"):
             continue  # where this interpreter was compiled: differs between machines
         try:
@@ -193,6 +192,12 @@ def _source_files() -> Iterator[Document]:
             continue  # a source file in another encoding
         if text.strip():
             yield Document("code", relative.as_posix(), text)
+
+
+def _modules(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in SKIPPED and not name.startswith("config-")]
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def _docstrings(module: object) -> str:

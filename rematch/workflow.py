@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,10 @@ class Workflow:
             self._server = Server(self.settings.root)
 
     def stop(self) -> None:
-        """After the last job: end the warm server and write what the run cost."""
+        """After the last job: end the warm server and write what the run cost.
+
+        Snakemake looks again for jobs a second after it started some: its timer would hold the process for that long.
+        """
         from rematch.provenance import ACCOUNT
         from rematch.records import write_text
         from rematch.warm import account
@@ -148,6 +152,9 @@ class Workflow:
         for tier in self._plans:
             path = self.settings.results(tier) / "runs" / os.environ[RUN] / ACCOUNT
             write_text(json.dumps(account(self._started)) + "\n", path)
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.cancel()
 
     def check_records(self, tier: str) -> None:
         """Refuse to plan over records that are not whole.

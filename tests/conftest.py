@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ENGINE_FILES = ("Snakefile", "profiles", "config", "pyproject.toml", "reports/templates", "workflows/common.smk")
 TARGET = "toy_flops_matched"
 """Plays every match of the toy paper and checks them; renders nothing."""
+
+# Files of few tests that take long, which are run first: at the end of a run one of them would keep one of two workers busy
+# and leave the other idle. The first one compiles the kernels that the copies of the repository in ``dag`` take along.
+LONG_FILES = (
+    "workflows/simba/test_hub.py", "engine/test_crashes.py", "dag/test_smoke.py", "dag/test_readme.py",
+    "engine/test_reruns.py", "workflows/revise/test_hub.py", "engine/test_house.py", "engine/test_targets.py",
+    "engine/test_failures.py", "workflows/mac/test_gates.py",
+)  # fmt: skip
 
 # Where a network namespace is not permitted: nothing but local sockets may be connected.
 NO_SOCKETS = """
@@ -40,6 +49,15 @@ class LocalOnly(socket.socket):
 
 socket.socket = LocalOnly
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the files, for ``--dist loadfile``: the long ones, then those of many tests before those of few."""
+    names = [item.path.relative_to(REPOSITORY / "tests").as_posix() for item in items]
+    counts = Counter(names)
+    order = sorted(counts, key=lambda name: (*(name != long for long in LONG_FILES), -counts[name]))
+    place = {name: number for number, name in enumerate(order)}
+    items[:] = [item for _, item in sorted(zip(names, items, strict=True), key=lambda pair: place[pair[0]])]
 
 
 @dataclass(frozen=True)

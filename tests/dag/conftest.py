@@ -13,30 +13,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "config", "profiles", "workflows", "methods", "baselines", "rematch", "reports/templates")
-FILES = ("pyproject.toml", "README.md")
+PARTS = ("Snakefile", "config", "profiles", "workflows", "methods", "baselines", "rematch", "reports/templates",
+         "pyproject.toml", "README.md")  # fmt: skip
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def copy_repository(target: Path) -> Path:
-    """Everything that playing needs, without results."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    """Everything that playing needs, without results. Compiled code comes along: times are kept, so that it is not stale."""
     for part in PARTS:
-        source = ROOT / part
-        (shutil.copytree if source.is_dir() else _copy)(source, target / part, **_only(source, ignore))
-    for name in FILES:
-        _copy(ROOT / name, target / name)
+        source, copied = ROOT / part, target / part
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copied)
+        else:
+            shutil.copy2(source, copied)
     return target
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
-
-
-def _only(source: Path, ignore: Callable[..., set[str]]) -> dict[str, Callable[..., set[str]]]:
-    return {"ignore": ignore} if source.is_dir() else {}
 
 
 def run(root: Path, *command: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -76,7 +76,7 @@ def test_tables_again_from_records_without_playing(smoke_root: Path) -> None:
     page = smoke_root / "reports" / "smoke" / f"{PAPERS[0]}.html"
     before = page.read_bytes()
     page.unlink()
-    done = run(smoke_root, "snakemake", "--cores", "2", "smoke")
+    done = run(smoke_root, "snakemake", "--cores", "2", str(page.relative_to(smoke_root)))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rule play" not in done.stdout + done.stderr
     assert page.read_bytes() == before
@@ -94,7 +94,8 @@ def test_editing_a_method_plays_its_matches_and_nothing_else(smoke_root: Path) -
     before = method.read_text(encoding="utf-8")
     try:
         method.write_text(before + "\n\n# A remark.\n", encoding="utf-8")
-        quiet = run(smoke_root, "snakemake", "--cores", "2", "-n", "smoke")
+        quiet = run(smoke_root, "snakemake", "--cores", "2", "-n", "--config", "tier=smoke", "--", "simba")
+        assert quiet.returncode == 0, quiet.stderr[-2000:]
         assert "rule play" not in quiet.stdout + quiet.stderr
         method.write_text(before + "\n\nCHANGED = True\n", encoding="utf-8")
         done = run(smoke_root, "snakemake", "--cores", "2", "-n", "smoke")

@@ -11,27 +11,20 @@ from processes import process_state
 
 from rematch.schema import VOLATILE
 
-SECONDS = 0.25  # what a match and seed takes here, so that there is something to interrupt
+
+def hold(repository):
+    """No match gets beyond its first seed."""
+    (repository.path / "held").touch()
 
 
-def slow(repository, seconds=SECONDS):
-    repository.card(lambda card: card["tiers"]["mini"].update(arena={"seconds": seconds}))
-    return repository
-
-
-@pytest.fixture(scope="module")
-def undisturbed(played_once, tmp_path_factory):
-    """Records and items of the slowed toy paper, played on one core without any trouble."""
-    repository = slow(type(played_once).fresh(tmp_path_factory.mktemp("undisturbed") / "toy"))
-    done = repository.snakemake(cores=1)
-    assert done.code == 0, done.text
-    return repository
+def release(repository):
+    (repository.path / "held").unlink()
 
 
 @pytest.fixture
 def running(toy, started, wait_until):
-    """The slowed toy repository with a run in its middle: some seeds are finished, no job of a contender is."""
-    slow(toy)
+    """The toy repository with a run that is held in its middle: some seeds are finished, no job of a contender is."""
+    hold(toy)
     process = started()
     wait_until(lambda: len(parts(toy)) >= 2)
     assert not list((toy.path / "results/mini/records").rglob("*.parquet"))
@@ -64,13 +57,6 @@ def assert_finished_seeds_were_kept(repository, kept):
         assert run == (first if (contender, level, seed) in kept else second), (contender, level, seed)
 
 
-def recorded(repository):
-    """The seeds of finished jobs."""
-    if not list((repository.path / "results/mini/records").rglob("*.parquet")):
-        return set()
-    return set(repository.records()[["contender", "level", "seed"]].itertuples(index=False, name=None))
-
-
 def seeds_of(paths):
     tables = [pq.read_table(path, partitioning=None).to_pylist()[0] for path in paths]
     return {(row["contender"], row["level"], row["seed"]) for row in tables}
@@ -83,7 +69,7 @@ def test_the_number_of_cores_changes_no_record(played_once, toy):
 
 
 @pytest.mark.slow
-def test_kill_9_of_everything_and_the_same_command_again(running, undisturbed, wait_until):
+def test_kill_9_of_everything_and_the_same_command_again(running, played_once, wait_until):
     repository, process = running
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -91,9 +77,10 @@ def test_kill_9_of_everything_and_the_same_command_again(running, undisturbed, w
     kept = seeds_of(parts(repository))
     assert kept
 
+    release(repository)
     done = repository.snakemake()
     assert done.code == 0, done.text
-    assert_same(repository, undisturbed)
+    assert_same(repository, played_once)
     assert_finished_seeds_were_kept(repository, kept)
     assert not repository.processes()
     assert not parts(repository), "parts are cleared away when every record was accepted"
@@ -102,7 +89,7 @@ def test_kill_9_of_everything_and_the_same_command_again(running, undisturbed, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT], ids=["kill -9 of Snakemake alone", "Ctrl-C"])
-def test_jobs_end_with_their_snakemake(running, undisturbed, wait_until, signum):
+def test_jobs_end_with_their_snakemake(running, played_once, wait_until, signum):
     repository, process = running
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # a terminal sends it to the whole group
@@ -110,18 +97,19 @@ def test_jobs_end_with_their_snakemake(running, undisturbed, wait_until, signum)
         os.kill(process.pid, signum)
     process.wait()
     wait_until(lambda: not repository.processes())
-    # A job may have come to its end while the run was ending: then its seeds are records already, and no parts any more.
-    kept = seeds_of(parts(repository)) | recorded(repository)
+    kept = seeds_of(parts(repository))
+    assert kept
 
+    release(repository)
     done = repository.snakemake()
     assert done.code == 0, done.text
-    assert_same(repository, undisturbed)
+    assert_same(repository, played_once)
     assert_finished_seeds_were_kept(repository, kept)
     assert "Traceback" not in (repository.path / "run.log").read_text()
 
 
 @pytest.mark.slow
-def test_the_death_of_the_warm_server_breaks_nothing(running, undisturbed, wait_until):
+def test_the_death_of_the_warm_server_breaks_nothing(running, played_once, wait_until):
     repository, process = running
     (server,) = [
         pid
@@ -129,26 +117,27 @@ def test_the_death_of_the_warm_server_breaks_nothing(running, undisturbed, wait_
         if "rematch.warm" in command and (state := process_state(pid)) and state.parent == process.pid
     ]
     os.kill(server, signal.SIGKILL)
+    release(repository)
     assert process.wait(timeout=300) == 0, (repository.path / "run.log").read_text()
-    assert_same(repository, undisturbed)
+    assert_same(repository, played_once)
     assert len(runs(repository)) == 1
     wait_until(lambda: not repository.processes())
 
 
 @pytest.mark.slow
 def test_two_runs_in_one_folder_exclude_each_other(toy, started, wait_until):
-    slow(toy, seconds=2.0)
+    hold(toy)
     process = started()
     wait_until(lambda: parts(toy))
     locks = sorted((toy.path / ".snakemake/locks").glob("*"))
     assert toy.snakemake("--dry-run", "toy_flops_matched").code == 0, "looking is allowed"
-    held = sorted((toy.path / ".snakemake/locks").glob("*"))  # they go after the last record, before their process ends
-    assert held == locks or len(recorded(toy)) == 20
+    assert sorted((toy.path / ".snakemake/locks").glob("*")) == locks
     second = toy.snakemake()
     assert process.poll() is None, "the first run must still be playing for this test to mean anything"
     assert second.code != 0
     assert "cannot be locked" in second.text
     assert second.jobs() == []
+    release(toy)
     assert process.wait(timeout=300) == 0, (toy.path / "run.log").read_text()
     assert set(toy.records()["status"]) == {"ok"}
     assert len(runs(toy)) == 1

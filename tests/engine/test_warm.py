@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from processes import is_alive
 
+from rematch.jobs import CONFIG, RUN
 from rematch.warm import ADDRESS, Server, submit
+from rematch.workflow import Workflow
 
 # Stands in for `rematch.jobs.run_job`: says what it was asked, and behaves as it was told.
 JOB = """
@@ -189,6 +192,19 @@ def test_stopping_cleans_up(tmp_path, monkeypatch):
     server.stop()
     assert ADDRESS not in os.environ
     assert not os.path.exists(os.path.dirname(address))
+
+
+def test_no_timer_of_snakemake_outlives_the_last_job(toy, monkeypatch):
+    for name, value in ((CONFIG, ""), (RUN, "some"), ("PATH", os.environ["PATH"])):
+        monkeypatch.setenv(name, value)  # put back afterwards: the workflow sets them
+    timer = threading.Timer(600, os.getpid)
+    timer.start()
+    try:
+        Workflow(toy.path, {}).stop()
+        timer.join(30)
+        assert not timer.is_alive()
+    finally:
+        timer.cancel()
 
 
 @pytest.mark.slow

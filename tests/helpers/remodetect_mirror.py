@@ -142,15 +142,27 @@ def t5_tokenizer(extra_ids: int = 4) -> T5:
     return T5(vocab=vocabulary, extra_ids=extra_ids)
 
 
-def write_t5(mirror: Path, name: str = T5_PARAPHRASE, extra_ids: int = 4) -> None:
+def write_t5(mirror: Path, name: str = T5_PARAPHRASE, extra_ids: int = 4, terse: bool = False) -> None:
     torch.manual_seed(0)
     tokenizer = t5_tokenizer(extra_ids)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
     folder = mirror / "models" / name
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    model = T5ForConditionalGeneration(config)
+    if terse:
+        say_little(model, tokenizer.convert_tokens_to_ids(["</s>", *(f"<extra_id_{i}>" for i in range(4))]))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def say_little(model: T5ForConditionalGeneration, likely: list[int]) -> None:
+    """Make some tokens a hundred times as likely as the others, whatever was read: answers name gaps, and end soon."""
+    embeddings = model.shared.weight  # of the logits too: every hidden state has one direction, in which these lie
+    embeddings *= 0.1
+    embeddings[:, 0] = 10
+    embeddings[likely, 0] = 15
 
 
 # What detectors are made of
@@ -243,7 +255,7 @@ def write_language_models(
     GPTJForCausalLM(j).half().save_pretrained(mirror / "models" / reference)
     for name in (scoring, reference):
         tokenizer.save_pretrained(mirror / "models" / name)
-    write_t5(mirror, filler, extra_ids=100)
+    write_t5(mirror, filler, extra_ids=100, terse=True)
 
 
 def write_classifiers(mirror: Path) -> None:

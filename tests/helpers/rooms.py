@@ -28,6 +28,7 @@ class Room:
     mirror: Path | None = None
     base_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     arena_options: dict[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
     built: dict[tuple[str, float | None, int | None], tuple[Path, BaseInfo]] = field(default_factory=dict)
 
     @property
@@ -86,6 +87,7 @@ class Room:
             base_info={name: info for name, (_, info) in bases.items()},
             reference=None if budget is None else self.build(budget.reference, share, seed)[0],
             hub=self.hub,
+            scratch=self.scratch,
         )
 
     def arena(self, **options: Any) -> Any:

@@ -45,8 +45,10 @@ def features(*texts: str) -> np.ndarray:
 def drawn(n: int, n_words: int = 24, seed: int = 0) -> np.ndarray:
     """Texts that differ in every feature."""
     rng = np.random.default_rng([seed, n])
-    weights = rng.dirichlet(np.ones(len(VOCABULARY)), size=n)
-    return np.stack([rng.choice(len(VOCABULARY), n_words, p=row) for row in weights])
+    chances = rng.dirichlet(np.ones(len(VOCABULARY)), size=n).cumsum(axis=1)
+    chances /= chances[:, -1:]
+    uniform = rng.random((n, n_words))
+    return np.stack([row.searchsorted(u, side="right") for row, u in zip(chances, uniform, strict=True)])
 
 
 # -- features ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def room(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Room:
         "simba_tuned": tiny,
         "corpus": {"test_contexts": [64, 96]},
     }
-    return Room(card, "smoke", tmp_path_factory.mktemp("bases"), base_options=overrides)
+    bases, scratch = (tmp_path_factory.mktemp(name) for name in ("bases", "scratch"))
+    return Room(card, "smoke", bases, base_options=overrides, scratch=scratch)
 
 
 @pytest.fixture(scope="session")

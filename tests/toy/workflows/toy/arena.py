@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from rematch.arena import BaseInfo, BaseJob, Measurement, Outcome, Task
 from rematch.play import Skip
+
+HELD = Path("held")
+"""As long as there is such a file in the repository, no seed but the first of a match is played."""
 
 
 @dataclass
@@ -34,10 +38,10 @@ class Arena:
 
     n_items: int = 20
     flops: float = 1000.0
-    seconds: float = 0.0
 
     def play(self, task: Task) -> Outcome:
-        time.sleep(self.seconds)
+        while task.seed and HELD.exists():
+            time.sleep(0.02)
         ground = json.loads((task.bases["ground"] / "ground.json").read_text())
         contender = task.contender
         if getattr(contender, "skip", False):
