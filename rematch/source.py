@@ -25,9 +25,8 @@ FACTS = Path(".snakemake", "rematch", "source")
 
 def module_path(root: Path, module: str) -> Path | None:
     """The file of a module of this repository, or None for anything else."""
-    stem = os.path.join(
-        root, *module.split(".")
-    )  # asked tens of thousands of times a plan: pathlib would take a second
+    # Asked tens of thousands of times a plan, for which pathlib would take a second.
+    stem = os.path.join(root, *module.split("."))
     for path in (f"{stem}.py", os.path.join(stem, "__init__.py")):
         if os.path.isfile(path):
             return Path(path)
