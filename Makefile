@@ -8,8 +8,9 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 
-# Modules are compiled when they are first imported: compiling them all would take longer than fetching them.
+# pip compiles on one core.
 PIP := $(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS)
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true # some packages bring templates, which are no Python
 
 .PHONY: all test benchmark lint clean
 
@@ -34,11 +35,12 @@ clean:
 
 .venv/installed: pyproject.toml | $(BIN)/python
 	$(PIP) --editable .
+	@$(COMPILE)
 	touch $@
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(PIP) --editable ".[dev]"
-	$(BIN)/snakemake --version >/dev/null # compiles it: runs of the tests' toy repositories write no bytecode
+	@$(COMPILE)
 	touch .venv/installed $@
 
 $(BIN)/python:
