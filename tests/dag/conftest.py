@@ -21,11 +21,12 @@ Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 def copy_repository(target: Path) -> Path:
     """Everything that playing needs, without results. Compiled code comes along: times are kept, so that it is not stale."""
+    being_written = shutil.ignore_patterns("*.pyc.*", "*.tmp.*")  # by another worker
     for part in PARTS:
         source, copied = ROOT / part, target / part
         copied.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, copied)
+            shutil.copytree(source, copied, ignore=being_written)
         else:
             shutil.copy2(source, copied)
     return target
