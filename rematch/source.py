@@ -190,7 +190,7 @@ class Facts(NamedTuple):
 @cache
 def _facts(root: Path, module: str, path: Path, mtime: int, size: int) -> Facts:
     """Kept from plan to plan by the file's bytes: reading all trees anew would take most of the time of a plan."""
-    about = f"{file_digest(Path(__file__))} {sys.version} {module}\0".encode()
+    about = f"{_reader()} {module}\0".encode()
     kept = root / FACTS / hashlib.sha256(about + path.read_bytes()).hexdigest()
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Facts(**json.loads(kept.read_bytes()))
@@ -201,6 +201,12 @@ def _facts(root: Path, module: str, path: Path, mtime: int, size: int) -> Facts:
     with contextlib.suppress(RematchError):  # a folder that may not be written to costs time, and nothing else
         write_text(json.dumps(facts._asdict()), kept)
     return facts
+
+
+@cache
+def _reader() -> str:
+    """What facts depend on beside a file: how this module reads it, and the Python that parses it."""
+    return f"{file_digest(Path(__file__))} {sys.version}"
 
 
 def _imports(tree: ast.Module, module: str, path: Path) -> Iterator[str]:

@@ -136,6 +136,7 @@ def serve(listener: socket.socket, parent: int, run: Job) -> None:
                 os.close(handle)
                 connection.close()
     finally:
+        signal.set_wakeup_fd(-1)  # it is closed with this function, and another SIGTERM may come
         for pid, (_, connection) in jobs.items():
             kill_group(pid)
             os.waitpid(pid, 0)

@@ -163,6 +163,22 @@ def test_when_the_server_is_told_to_end_the_client_does_not_take_over(server, tm
     wait_until(lambda: not is_alive(int((tmp_path / "child").read_text())))
 
 
+def test_to_be_told_to_end_again_does_nothing(tmp_path, wait_until):
+    told_again = JOB + "os.kill(os.getpid(), 15)\nprint('over')\n"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(os.path.join(os.path.relpath(tmp_path), "socket"))
+        listener.listen(8)
+        client.connect(listener.getsockname())
+        client.sendall(json.dumps(["wait", str(tmp_path)]).encode() + b"\n")
+        command = [sys.executable, "-c", told_again, str(listener.fileno()), str(os.getpid())]
+        process = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        wait_until(lambda: (tmp_path / "pid").is_file())
+        process.terminate()
+        assert process.communicate(timeout=60) == (b"over\n", b"")
+
+
 def test_ctrl_c_is_not_for_the_server(server, tmp_path):
     assert submit(["work", str(tmp_path)]) == 0  # it is up
     server.send_signal(signal.SIGINT)
